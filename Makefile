@@ -1,0 +1,41 @@
+# Zephyr Loop. `make run` and `make test` need Python 3.11+ and make, nothing else: each does its own set-up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help run setup setup-dev test test-browser check ci practice bench-first-token screenshots clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
+
+run: setup       ## serve the chat on http://127.0.0.1:7860 (ZLOOP_PORT and friends: README)
+	@exec $(BIN)/zloop serve
+
+setup: .venv/.ready-run        ## the environment in .venv, pinned, with the embedded model
+setup-dev: .venv/.ready-dev    ## the same plus what tests and checks need
+
+.venv/.ready-run: pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh run
+
+.venv/.ready-dev: .venv/.ready-run
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh dev
+
+test: setup-dev  ## all tests but the browser's
+	$(BIN)/python -m pytest -m "not browser"
+
+test-browser: setup-dev  ## the tests that drive Chromium (Debian package `chromium`)
+	$(BIN)/python -m pytest -m browser
+
+check: setup-dev ## lint, format, types, Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+practice: setup  ## teach it a taste: the whole loop in a few minutes, without data or network (TASTE=shorter)
+	$(BIN)/zloop practice --taste $(or $(TASTE),shorter)
+
+bench-first-token: setup-dev  ## first-token time idle and while a run trains → docs/benchmarks/
+	$(BIN)/python scripts/bench_first_token.py
+
+clean:           ## remove the environment (never the data directory)
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,291 @@
+"""The composition root: settings → store → trainer → slot → API and pages → server. `zloop serve` runs it.
+
+The one place of chat_app (with `cli.py`) that knows the trainer. Everything it builds is handed on; nothing is global.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from trainer.supervisor import Supervisor
+
+import trainer.errors as refusals
+from chat_app.client import announce, find_server, withdraw
+from chat_app.operations import Operations
+from chat_app.serving.engine import Engine, ServedVersion
+from chat_app.settings import Settings, SettingsError, load_settings
+from feedback_store import snapshots
+from feedback_store.errors import StoreError
+from feedback_store.records import BASE_VERSION
+from feedback_store.store import FeedbackStore
+from trainer import schedule
+from trainer.base_model import BaseModel, embedded
+from trainer.recipe import recipe_names
+from trainer.runs import Run
+from trainer.verdict import decide
+
+TRAINER_STATUSES: Mapping[type[Exception], int] = {
+    refusals.UnknownRecipe: 404,
+    refusals.BadRecipe: 400,
+    refusals.BadRunRequest: 400,
+    refusals.RunActive: 409,
+    refusals.RunNotFound: 404,
+    refusals.VersionNotFound: 404,
+    refusals.VersionDamaged: 409,
+    refusals.TrainingUnavailable: 503,
+    refusals.BaseModelMissing: 503,
+    refusals.TrainerError: 500,
+}
+
+
+class CannotServe(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+class TrainerRoom:
+    """The trainer as `Operations` sees it: the supervisor, the versions on disk, the base."""
+
+    def __init__(self, settings: Settings, store: FeedbackStore) -> None:
+        self._settings = settings
+        self._base = base_model(settings)
+        self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
+
+    def start_run(self, **request: Any) -> Run:
+        return self.supervisor.start_run(**request)
+
+    def cancel(self, run_id: str) -> Run:
+        return self.supervisor.cancel(run_id)
+
+    def run(self, run_id: str) -> Run:
+        return self.supervisor.run(run_id)
+
+    def runs(self) -> Sequence[Run]:
+        return self.supervisor.runs()
+
+    def recipes(self) -> Sequence[str]:
+        return recipe_names()
+
+    def manifests(self) -> Sequence[Mapping[str, Any]]:
+        """The base as `v0`, then every published version, oldest first."""
+        base = {"version": BASE_VERSION, "base": self._base.name, "snapshot": None, "run_id": None, "created_at": None}
+        versions = self.supervisor.versions
+        published = [asdict(versions.load(name)) for name in versions.names()]
+        return [base, *published]
+
+    def served(self, version: str) -> ServedVersion:
+        """What the engine needs to serve `version`, every hash checked. Raises VersionDamaged, VersionNotFound."""
+        if version == BASE_VERSION:
+            return ServedVersion(version, self._base.gguf)
+        self.supervisor.versions.verify(version)
+        return ServedVersion(version, self._base.gguf, self.supervisor.versions.adapter_gguf(version))
+
+    def evaluate(self, version: str, against: str) -> dict[str, Any]:
+        evaluation = self.supervisor.evaluate(version, against)
+        return {
+            "version": version,
+            "against": against,
+            "evaluation": {key: value for key, value in evaluation.items() if key != "per_pair"},
+            "verdict": decide(evaluation, against, version).as_dict(),
+        }
+
+
+def base_model(settings: Settings) -> BaseModel:
+    """The base named by ZLOOP_MODEL. Raises CannotServe for a path that is not a GGUF file."""
+    if settings.model == "auto":
+        return embedded()
+    path = Path(settings.model).expanduser().absolute()
+    if not path.is_file() or path.suffix != ".gguf":
+        raise CannotServe(
+            f"ZLOOP_MODEL={settings.model!r}: the engine serves GGUF files, and there is none at {path}. "
+            "Use `auto` for the embedded model, or the path of a .gguf file of the Llama family."
+        )
+    return BaseModel(name=path.stem.lower(), gguf=path, directory=None)
+
+
+def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None) -> snapshots.Snapshot:
+    """Freeze the present preferences, real ones or those of a practice taste."""
+    return snapshots.freeze(store.preferences(practice_taste), settings.data_dir / "snapshots", practice_taste)
+
+
+def engine_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[Engine]]:
+    """The builder of the engine named by ZLOOP_ENGINE."""
+    if settings.engine == "scripted":
+        from chat_app.serving.scripted_engine import build_scripted_engine
+
+        return partial(build_scripted_engine, delay_s=settings.scripted_delay_s)
+    if find_spec("xllamacpp") is None:
+        raise CannotServe("The native engine (xllamacpp) is not installed. Run `make setup`.")
+    from chat_app.serving.llama_engine import build_llama_engine
+
+    return partial(build_llama_engine, log_dir=settings.data_dir / "logs")
+
+
+def open_store(settings: Settings) -> FeedbackStore:
+    """Open the data directory's store. Raises CannotServe or StoreError with what is wrong."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotServe(
+            f"The data directory {settings.data_dir} cannot be made or used ({error.strerror}). "
+            "Set ZLOOP_DATA_DIR to a directory you can write to."
+        ) from error
+    return FeedbackStore.open(settings.data_dir / "store.duckdb")
+
+
+@contextmanager
+def compose(settings: Settings, *, with_trainer: bool) -> Iterator[Any]:
+    """The API on the data directory without a served model, for commands where no server runs."""
+    from chat_app.api import create_api
+
+    with open_store(settings) as store:
+        room = TrainerRoom(settings, store)
+        if with_trainer:
+            room.supervisor.start()
+        try:
+            yield create_api(Operations(settings, store, room, None, schedule.is_due), TRAINER_STATUSES)
+        finally:
+            room.supervisor.stop()
+
+
+def serve(settings: Settings, *, as_json: bool = False) -> None:
+    """Serve until interrupted. Raises CannotServe."""
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    url = f"http://{settings.host}:{settings.port}"
+    running = find_server(settings.data_dir)
+    if running is not None:
+        raise CannotServe(f"A server with the data directory {settings.data_dir} runs already: {running.url}")
+    try:
+        with _listening(settings) as listener, open_store(settings) as store:
+            app = create_application(settings, store, lambda: _announce(settings, url, as_json))
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, ws="none")
+            uvicorn.Server(config).run(sockets=[listener])
+    except StoreError as error:
+        raise CannotServe(str(error)) from error
+    except refusals.BaseModelMissing as error:
+        raise CannotServe(str(error)) from error
+    finally:
+        withdraw(settings.data_dir)
+
+
+def create_application(settings: Settings, store: FeedbackStore, on_ready: Callable[[], None]) -> Any:
+    """API and pages in one FastAPI application; its lifespan brings up the trainer and the engine."""
+    from fastapi import FastAPI
+    from fastapi.responses import RedirectResponse
+
+    from chat_app.api import create_api
+    from chat_app.serving.slot import ModelSlot
+    from chat_app.ui.mount import mount_pages
+
+    room = TrainerRoom(settings, store)
+    operations = Operations(settings, store, room, ModelSlot(engine_builder(settings)), schedule.is_due)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await operations.start_serving()
+        await asyncio.to_thread(room.supervisor.start)
+        on_ready()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(room.supervisor.stop)
+            await operations.close()
+
+    app = create_api(operations, TRAINER_STATUSES, lifespan=lifespan)
+    app.add_api_route("/admin", lambda: RedirectResponse("/admin/"), include_in_schema=False)
+    return mount_pages(app, operations, (refusals.TrainerError,))
+
+
+def _announce(settings: Settings, url: str, as_json: bool) -> None:
+    announce(settings.data_dir, url)
+    print(json.dumps({"url": url}) if as_json else f"\nZephyr Loop answers at {url}   (Ctrl-C stops it)\n", flush=True)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CannotServe(
+                f"Port {settings.port} on {settings.host} cannot be used ({error.strerror}). "
+                f"Stop what listens there, or choose another: ZLOOP_PORT={settings.port + 1} make run"
+            ) from error
+        yield listener
+
+
+def verify_all(settings: Settings) -> tuple[list[str], list[str]]:
+    """Re-derive the hashes of every snapshot and version: (sentences about what is wrong, names checked)."""
+    from trainer.versions import Versions
+
+    problems: list[str] = []
+    checked: list[str] = []
+    for manifest in sorted((settings.data_dir / "snapshots").glob("*/manifest.json")):
+        checked.append(f"snapshot {manifest.parent.name}")
+        try:
+            snapshots.verify(snapshots.load_snapshot(manifest.parent))
+        except StoreError as error:
+            problems.append(str(error))
+    versions = Versions(settings.data_dir / "versions")
+    for name in versions.names():
+        checked.append(f"version {name}")
+        try:
+            versions.verify(name)
+        except refusals.TrainerError as error:
+            problems.append(str(error))
+    return problems, checked
+
+
+def diagnose(settings: Settings) -> list[dict[str, Any]]:
+    """What is here and what is missing, for `zloop doctor`."""
+    findings: list[dict[str, Any]] = []
+
+    def note(what: str, ok: bool, detail: str) -> None:
+        findings.append({"what": what, "ok": ok, "detail": detail})
+
+    note("python", sys.version_info >= (3, 11), sys.version.split()[0])
+    try:
+        base = base_model(settings)
+        note("model", True, f"{base.name} ({base.gguf})")
+    except (CannotServe, refusals.TrainerError) as error:
+        note("model", False, str(error))
+    for package, use in (("xllamacpp", "chat"), ("torch", "training"), ("trl", "training"), ("gguf", "training")):
+        found = find_spec(package) is not None
+        note(package, found, f"for {use}" + ("" if found else ": not installed; run `make setup`"))
+    server = find_server(settings.data_dir)
+    if server is not None:
+        note("server", True, f"runs at {server.url} (process {server.pid})")
+        return findings
+    try:
+        with open_store(settings) as store:
+            counts = store.counts()
+        note("data directory", True, f"{settings.data_dir}: {counts.picks} picks")
+    except (CannotServe, StoreError) as error:
+        note("data directory", False, str(error))
+    try:
+        with _listening(settings):
+            note("port", True, f"{settings.port} is free")
+    except CannotServe as error:
+        note("port", False, str(error))
+    return findings
+
+
+if __name__ == "__main__":
+    try:
+        serve(load_settings())
+    except (CannotServe, SettingsError) as problem:
+        sys.exit(f"zloop: {problem}")

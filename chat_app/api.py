@@ -1,0 +1,466 @@
+"""The HTTP API: OpenAI-compatible chat, feedback, and the operations of the loop. Bodies as in the README.
+
+Where it sits: at the edge. A route checks the body, calls one method of `Operations` and shapes the answer; errors
+become one JSON shape. Accounts do not exist yet, so every rater is `local` and the server listens on loopback only.
+"""
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from chat_app.operations import Operations, Refused
+from chat_app.serving.engine import BadSampling, ContextOverflow, EngineBroken, EngineError
+from chat_app.turns import TurnStream
+from feedback_store.errors import (
+    BadImport,
+    Conflict,
+    InvalidRecord,
+    NotEnoughPreferences,
+    NotFound,
+    StoreBusy,
+    StoreError,
+)
+from feedback_store.records import Message, PickChoice
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_CHARACTERS = 100_000
+MAX_MESSAGES = 1_000
+CHAMPION = "champion"
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+STATUSES: dict[type[Exception], int] = {
+    BadSampling: 400,
+    ContextOverflow: 413,
+    EngineBroken: 503,
+    EngineError: 503,
+    NotFound: 404,
+    Conflict: 409,
+    InvalidRecord: 422,
+    BadImport: 400,
+    NotEnoughPreferences: 409,
+    StoreBusy: 503,
+    StoreError: 500,
+}
+"""Which status an error of our own gets; the composition root adds the trainer's."""
+
+TYPES = {400: "bad_request", 404: "not_found", 409: "conflict", 413: "too_long", 422: "invalid", 429: "too_many"}
+
+
+class Strict(BaseModel):
+    """A body that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class MessageBody(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS)]
+
+
+Messages = Annotated[list[MessageBody], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class ChatBody(BaseModel):
+    """OpenAI's body; keys this product has no use for are ignored, as clients send many."""
+
+    messages: Messages
+    model: str = CHAMPION
+    stream: bool = False
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+
+class PairBody(Strict):
+    messages: Messages
+    max_tokens: int | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+
+class PickBody(Strict):
+    pair_id: str
+    pick: PickChoice
+    reasons: Annotated[list[str], Field(max_length=20)] = []
+    comment: Annotated[str | None, Field(max_length=10_000)] = None
+    idempotency_key: Annotated[str | None, Field(min_length=1, max_length=200)] = None
+
+
+class RatingBody(Strict):
+    candidate_id: str
+    rating: Literal["up", "down"]
+    comment: Annotated[str | None, Field(max_length=10_000)] = None
+
+
+class EditBody(Strict):
+    candidate_id: str
+    text: Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
+
+
+class ImportBody(Strict):
+    source: Annotated[str, Field(min_length=1, max_length=4_096)]
+    format: str = "auto"
+
+
+class RunBody(Strict):
+    recipe: str | None = None
+    max_steps: Annotated[int | None, Field(ge=1)] = None
+    num_processes: Annotated[int | None, Field(ge=1)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**31)] = None
+    practice: str | None = None
+
+
+class PromoteBody(Strict):
+    reason: Annotated[str, Field(max_length=2_000)] = ""
+
+
+class EvaluationBody(Strict):
+    version: str
+    against: str | None = None
+
+
+class Nothing(Strict):
+    """An empty body."""
+
+
+def create_api(
+    operations: Operations, statuses: Mapping[type[Exception], int], lifespan: Callable[[FastAPI], Any] | None = None
+) -> FastAPI:
+    """The application with every route of the API. `statuses` adds to `STATUSES` (nearest class wins)."""
+    app = FastAPI(title="Zephyr Loop", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.include_router(_chat_routes(operations))
+    app.include_router(_feedback_routes(operations))
+    app.include_router(_loop_routes(operations))
+    app.include_router(_health_routes(operations))
+    app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
+    _handle_errors(app, {**STATUSES, **statuses})
+    return app
+
+
+def _no_such_route(request: Request) -> Response:
+    """Without this, the chat page mounted at `/` would answer in its own words."""
+    said = f"There is no {request.method} {request.url.path}. /openapi.json lists what there is."
+    return JSONResponse(error_body("not_found", said), 404)
+
+
+def error_body(kind: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """The one shape of an error."""
+    return {"error": {"type": kind, "message": message} | ({"param": param} if param else {})}
+
+
+def _messages(bodies: Sequence[MessageBody]) -> list[Message]:
+    if bodies[-1].role != "user" or not bodies[-1].content.strip():
+        raise Refused(422, "messages must end with a user message that is not empty: that is what gets answered.")
+    return [Message(role=body.role, content=body.content) for body in bodies]
+
+
+# --- chat ------------------------------------------------------------------------------------------------------------
+
+
+def _chat_routes(operations: Operations) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["chat"])
+
+    @router.post("/chat/completions")
+    async def chat_completions(body: ChatBody) -> Response:
+        """Answer by the champion; with `stream`, as server-sent events that end with `[DONE]`."""
+        operations.require_served(body.model)
+        sampling = operations.sampling(
+            max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            seed=body.seed,
+            stop=[body.stop] if isinstance(body.stop, str) else body.stop or (),
+        )
+        messages = _messages(body.messages)
+        if not body.stream:
+            turn = await operations.answer(messages, sampling)
+            return JSONResponse(_completion(turn), headers={"X-Zloop-Version": turn.version})
+        growing = operations.stream(messages, sampling)
+        first = await anext(growing)  # what fails before the first token gets a status of its own
+        return StreamingResponse(
+            _events(first, growing),
+            media_type="text/event-stream",
+            headers={"X-Zloop-Version": first.version, "Cache-Control": "no-store"},
+        )
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        """`champion`, and every version by its name."""
+        names = [CHAMPION, *(row["version"] for row in await run_in_threadpool(operations.version_rows))]
+        return {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "zephyr-loop"} for name in names],
+        }
+
+    return router
+
+
+def _completion(turn: TurnStream) -> dict[str, Any]:
+    usage = turn.usage
+    return {
+        "id": turn.candidate_id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": turn.version,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": turn.text},
+                "finish_reason": turn.finish_reason,
+            }
+        ],
+        "usage": None
+        if usage is None
+        else {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        },
+    }
+
+
+async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream]) -> AsyncIterator[str]:
+    def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
+        chunk = {
+            "id": turn.candidate_id,
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": turn.version,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+        }
+        return f"data: {json.dumps(chunk)}\n\n"
+
+    sent = len(turn.text)
+    yield event({"role": "assistant", "content": turn.text})
+    try:
+        async for _ in growing:
+            if len(turn.text) > sent:
+                yield event({"content": turn.text[sent:]})
+                sent = len(turn.text)
+    except EngineError as error:
+        yield f"data: {json.dumps(error_body('engine_failed', str(error)))}\n\n"
+        return
+    yield event({}, turn.finish_reason)
+    yield "data: [DONE]\n\n"
+
+
+# --- feedback --------------------------------------------------------------------------------------------------------
+
+
+def _feedback_routes(operations: Operations) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["feedback"])
+
+    @router.post("/pairs")
+    async def pairs(body: PairBody) -> dict[str, Any]:
+        """Two answers to the same messages, blind, in random order."""
+        sampling = operations.sampling(max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed)
+        pair = await operations.make_pair(_messages(body.messages), sampling)
+        return {
+            "pair_id": pair.pair_id,
+            "candidates": [
+                {"candidate_id": one.candidate_id, "text": one.text, "finish_reason": one.finish_reason}
+                for one in (pair.first, pair.second)
+            ],
+        }
+
+    @router.post("/picks")
+    def picks(body: PickBody) -> dict[str, Any]:
+        """Settle a pair. The versions are revealed; `preference_id` is null where the pick teaches nothing."""
+        outcome = operations.record_pick(
+            body.pair_id, body.pick, body.reasons, body.comment, idempotency_key=body.idempotency_key
+        )
+        return {
+            "pick_id": outcome.pick.pick_id,
+            "versions": list(outcome.versions),
+            "preference_id": outcome.preference_id,
+            "new_preferences": outcome.new_preferences,
+            "retrain_every": outcome.retrain_every,
+            "run_started": outcome.run_started,
+            "message": outcome.sentence,
+        }
+
+    @router.post("/ratings")
+    def ratings(body: RatingBody) -> dict[str, Any]:
+        """Thumbs up or down on one answer (`id` of a completion, or a `candidate_id`)."""
+        return {"rating_id": operations.record_rating(body.candidate_id, body.rating, body.comment).rating_id}
+
+    @router.post("/edits")
+    def edits(body: EditBody) -> dict[str, Any]:
+        """A person's rewrite of an answer. Kept as evidence; it becomes no preference yet."""
+        return {"edit_id": operations.record_edit(body.candidate_id, body.text).edit_id}
+
+    @router.post("/imports")
+    def imports(body: ImportBody) -> dict[str, Any]:
+        """Import preferences from a file on the server or a hub id; all or nothing."""
+        result = operations.import_preferences(body.source, body.format)
+        return {
+            "import_id": result.import_id,
+            "imported": result.imported,
+            "duplicates": result.duplicates,
+            "skipped": dict(result.skipped),
+            "format": result.format,
+        }
+
+    @router.get("/export")
+    def export(format: Literal["trl", "csv"] = "trl") -> PlainTextResponse:  # noqa: A002 - the public parameter's name
+        """Every real preference: JSON lines in TRL's conversational layout with provenance, or CSV."""
+        media_type = "application/x-ndjson" if format == "trl" else "text/csv"
+        return PlainTextResponse(operations.export(format), media_type=media_type)
+
+    return router
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def _loop_routes(operations: Operations) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["loop"])
+
+    @router.post("/snapshots")
+    def snapshots(_: Nothing) -> dict[str, Any]:
+        """Freeze the present preferences (a run does this by itself)."""
+        frozen = operations.freeze()
+        return {
+            "snapshot": frozen.hash,
+            "train": frozen.train_rows,
+            "held_out": frozen.held_out_rows,
+            "counts": dict(frozen.counts),
+        }
+
+    @router.post("/runs")
+    def start_run(body: RunBody) -> dict[str, Any]:
+        """Start a retrain; 409 with the active run where one runs."""
+        return operations.start_run(
+            recipe=body.recipe,
+            max_steps=body.max_steps,
+            num_processes=body.num_processes,
+            seed=body.seed,
+            practice_taste=body.practice,
+        ).as_body()
+
+    @router.get("/runs")
+    def runs() -> dict[str, Any]:
+        """Every run, the newest first."""
+        return {"runs": [run.as_body() for run in operations.runs()]}
+
+    @router.get("/runs/{run_id}")
+    def run(run_id: str) -> dict[str, Any]:
+        """One run: state, step, metrics, verdict, error."""
+        return operations.run(run_id).as_body()
+
+    @router.post("/runs/{run_id}/cancel")
+    def cancel(run_id: str) -> dict[str, Any]:
+        """Stop a run; nothing it made is served."""
+        return operations.cancel_run(run_id).as_body()
+
+    @router.get("/versions")
+    def versions() -> dict[str, Any]:
+        """The champion and every version with its state."""
+        return {"champion": operations.champion(), "versions": operations.version_rows()}
+
+    @router.post("/versions/{version}/promote")
+    async def promote(version: str, body: PromoteBody | None = None) -> dict[str, Any]:
+        """Make a version the champion: started beside, checked, then swapped in without dropping a reply."""
+        champion, previous = await operations.promote(version, reason=body.reason if body else "")
+        return {"champion": champion, "previous": previous}
+
+    @router.post("/rollback")
+    async def rollback(_: Nothing | None = None) -> dict[str, Any]:
+        """Go back to the champion before this one."""
+        champion, previous = await operations.rollback()
+        return {"champion": champion, "previous": previous}
+
+    @router.post("/evaluations")
+    def evaluations(body: EvaluationBody) -> dict[str, Any]:
+        """Compare two versions on the held-out pairs of the first one's snapshot. Takes minutes."""
+        return operations.evaluate(body.version, body.against)
+
+    return router
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def _health_routes(operations: Operations) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez")
+    async def livez() -> dict[str, Any]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """A model is served and the store answers; 503 with the reason otherwise."""
+        status = await run_in_threadpool(operations.status)
+        ready = status.serving is not None
+        body = {
+            "status": "ok" if ready and status.problem is None else "degraded" if ready else "not ready",
+            "serving": status.serving,
+            "champion": status.champion,
+            "problem": status.problem,
+        }
+        return JSONResponse(body, 200 if ready else 503)
+
+    return router
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> None:
+    async def ours(_: Request, error: Exception) -> Response:
+        status = next(statuses[kind] for kind in type(error).__mro__ if kind in statuses)
+        if status >= 500:
+            log.warning("%s: %s", type(error).__name__, error)
+        extra = error.run.as_body() if hasattr(error, "run") else {}
+        return _error_response(status, str(error), extra=extra)
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return _error_response(error.status, str(error), retry_after_s=error.retry_after_s)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"][1:])
+        shown = "" if first["type"] == "missing" else f" (got {str(first.get('input'))[:80]!r})"
+        return _error_response(422, f"{param or 'body'}: {first['msg']}{shown}.", param=param)
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _error_response(error.status_code, f"{error.detail}.")
+
+    for kind in statuses:
+        app.add_exception_handler(kind, ours)
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def _error_response(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    retry_after_s: int | None = None,
+) -> JSONResponse:
+    headers = {}
+    if retry_after_s is not None or status in (429, 503):
+        headers["Retry-After"] = str(retry_after_s or 5)
+    kind = TYPES.get(status, "unavailable" if status == 503 else "failed")
+    return JSONResponse({**error_body(kind, message, param), **(extra or {})}, status, headers)

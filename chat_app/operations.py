@@ -1,0 +1,558 @@
+"""Everything a button, a command and an HTTP route do: one method each, the same for all three.
+
+Where it sits: between the edges (`api.py`, `ui/`) and the three rooms behind them (the store, the slot that serves, the
+trainer). It holds no state of its own. The trainer is reached through the `Trainer` port, so that this module, like all
+of chat_app but its composition root, imports nothing of `trainer`.
+"""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from chat_app.pairs import sentence_after, settle, shuffle
+from chat_app.serving.engine import MAX_SEED, Sampling, ServedVersion
+from chat_app.serving.slot import ModelSlot
+from chat_app.settings import Settings
+from chat_app.turns import TurnStream, merge
+from feedback_store import exports, practice, snapshots
+from feedback_store.records import (
+    BASE_VERSION,
+    IMPORT_SOURCES,
+    Candidate,
+    Conversation,
+    Counts,
+    Edit,
+    ImportResult,
+    Message,
+    Pair,
+    Pick,
+    PickChoice,
+    Rating,
+    Turn,
+    new_id,
+    now,
+)
+from feedback_store.store import FeedbackStore
+
+log = logging.getLogger(__name__)
+
+TITLE_CHARACTERS = 60
+RATER = "local"
+
+
+class Refused(Exception):
+    """A request that cannot be met as things stand; `status` is the HTTP status, the message a sentence for people."""
+
+    def __init__(self, status: int, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class RunHandle(Protocol):
+    """What this side knows of a run."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def is_active(self) -> bool: ...
+    def as_body(self) -> dict[str, Any]: ...
+    def metrics(self) -> list[dict[str, Any]]: ...
+
+
+class Trainer(Protocol):
+    """The port to the trainer; `trainer.supervisor.Supervisor` fits it."""
+
+    def start_run(
+        self,
+        *,
+        recipe: str | None = None,
+        max_steps: int | None = None,
+        num_processes: int | None = None,
+        seed: int | None = None,
+        practice: str | None = None,
+        requested_by: str = "local",
+    ) -> RunHandle: ...
+    def cancel(self, run_id: str) -> RunHandle: ...
+    def run(self, run_id: str) -> RunHandle: ...
+    def runs(self) -> Sequence[RunHandle]: ...
+    def recipes(self) -> Sequence[str]: ...
+    def manifests(self) -> Sequence[Mapping[str, Any]]: ...
+    def served(self, version: str) -> ServedVersion: ...
+    def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PickOutcome:
+    """What a pick did: the stored pick, the versions behind the two answers, and how far the next retrain is."""
+
+    pick: Pick
+    pair: Pair
+    preference_id: str | None
+    new_preferences: int
+    retrain_every: int
+    run_started: str | None
+
+    @property
+    def versions(self) -> tuple[str, str]:
+        return (self.pair.first.version, self.pair.second.version)
+
+    @property
+    def sentence(self) -> str:
+        """The line a rater reads after the pick."""
+        said = sentence_after(
+            self.pick.pick,
+            self.versions,
+            preference=self.preference_id is not None,
+            collected=self.new_preferences,
+            every=self.retrain_every,
+        )
+        return said if self.run_started is None else f"{said} It has started: watch it under Admin."
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers as they grow, in shown order; `pair` is there once both are complete and stored."""
+
+    first: TurnStream
+    second: TurnStream
+    pair: Pair | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What every page shows: who answers, how many picks wait, how far the next retrain is."""
+
+    champion: str
+    serving: str | None
+    problem: str | None
+    new_preferences: int
+    retrain_every: int
+    counts: Counts
+
+
+class Operations:
+    """The operations of the product.
+
+    `slot` is None where nothing is served (a command on the data directory); `is_due` says from the number of new
+    preferences, the threshold and whether a run is active, whether a retrain starts by itself.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: FeedbackStore,
+        trainer: Trainer,
+        slot: ModelSlot | None,
+        is_due: Callable[[int, int, bool], bool],
+    ) -> None:
+        self.settings = settings
+        self._store = store
+        self._trainer = trainer
+        self._slot = slot
+        self._is_due = is_due
+        self._problem: str | None = None
+        self._recording: set[asyncio.Task[None]] = set()
+        self._promoting = asyncio.Lock()
+        self._dice = random.SystemRandom()
+
+    # --- starting and stopping -------------------------------------------------------------------------------------
+
+    async def start_serving(self) -> None:
+        """Bring up the champion; where it cannot be loaded, the base, with the reason kept for the pages."""
+        slot = self._serving_slot()
+        champion = self._store.champion()
+        try:
+            await slot.start(self._trainer.served(champion))
+        except Exception as error:  # whatever is wrong with a version, the base can still answer
+            if champion == BASE_VERSION:
+                raise
+            self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
+            await slot.start(self._trainer.served(BASE_VERSION))
+
+    async def close(self) -> None:
+        """Finish what is being recorded, then stop the engine."""
+        if self._recording:
+            await asyncio.wait(self._recording, timeout=10)
+        if self._slot is not None:
+            await self._slot.close()
+
+    # --- chatting --------------------------------------------------------------------------------------------------
+
+    def sampling(
+        self,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Sampling:
+        """A `Sampling` with the product's defaults where a value is None; raises `BadSampling`."""
+        defaults = Sampling()
+        return Sampling(
+            temperature=self.settings.temperature if temperature is None else temperature,
+            top_p=defaults.top_p if top_p is None else top_p,
+            max_tokens=self.settings.max_tokens if max_tokens is None else max_tokens,
+            seed=seed,
+            stop=tuple(stop),
+        )
+
+    async def stream(
+        self, messages: Sequence[Message], sampling: Sampling, turn_id: str | None = None
+    ) -> AsyncGenerator[TurnStream, None]:
+        """Answer `messages` by the champion: yields the growing answer; at the end it is stored, with the turn if any.
+
+        The version is pinned at the start. Leaving early stores what was written, as `cancelled`. Raises EngineError.
+        """
+        async with self._serving_slot().pin() as engine:
+            answer = TurnStream(engine, messages, self._seeded(sampling))
+            try:
+                async with aclosing(answer):
+                    async for _ in answer:
+                        yield answer
+            finally:
+                keeping = self._in_background(self._keep_answer, answer.candidate(), turn_id)
+        await asyncio.shield(keeping)
+
+    async def answer(self, messages: Sequence[Message], sampling: Sampling) -> TurnStream:
+        """Answer `messages` whole; stored like a streamed one."""
+        answer = None
+        async with aclosing(self.stream(messages, sampling)) as growing:
+            async for grown in growing:
+                answer = grown
+        assert answer is not None  # an engine's stream ends with a finish_reason or raises
+        return answer
+
+    async def stream_pair(
+        self, messages: Sequence[Message], sampling: Sampling, turn_id: str | None = None
+    ) -> AsyncGenerator[Comparison, None]:
+        """Two answers to `messages`, growing together, blind, in random order; the last one yielded has the pair.
+
+        Leaving early stores both answers as `cancelled`, and no pair. Raises EngineError.
+        """
+        async with self._serving_slot().pin() as engine:
+            one = self._seeded(sampling)
+            other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
+            first, second = (TurnStream(engine, messages, draw) for draw in shuffle((one, other), self._dice))
+            complete = False
+            try:
+                async with aclosing(merge((first, second))) as growing:
+                    async for _ in growing:
+                        yield Comparison(first, second)
+                broken = first.error or second.error
+                if broken is not None:
+                    raise broken
+                complete = True
+            finally:
+                if not complete:
+                    for answer in (first, second):
+                        self._in_background(self._keep_answer, answer.candidate(), None)
+        pair = Pair(new_id("pair"), tuple(messages), first.candidate(), second.candidate(), turn_id, RATER, now())
+        await asyncio.shield(self._in_background(self._keep_pair, pair))
+        yield Comparison(first, second, pair)
+
+    async def make_pair(self, messages: Sequence[Message], sampling: Sampling) -> Pair:
+        """Two whole answers to `messages`, stored as a pair."""
+        comparison = None
+        async with aclosing(self.stream_pair(messages, sampling)) as growing:
+            async for grown in growing:
+                comparison = grown
+        assert comparison is not None
+        assert comparison.pair is not None
+        return comparison.pair
+
+    def require_served(self, model: str) -> None:
+        """Refuse a `model` that is not the one that answers."""
+        serving = self._serving_slot().version
+        if model in ("champion", serving):
+            return
+        if model in (manifest["version"] for manifest in self._trainer.manifests()):
+            raise Refused(
+                409, f"{model} is not being served: {serving} is. Promote {model} first, or ask for `champion`."
+            )
+        raise Refused(
+            404, f"There is no model {model!r}. GET /v1/models lists those that exist; `champion` always answers."
+        )
+
+    # --- conversations ---------------------------------------------------------------------------------------------
+
+    def conversations(self) -> Sequence[Conversation]:
+        """The conversations, the latest activity first."""
+        return self._store.load_conversations()
+
+    def turns(self, conversation_id: str) -> tuple[Turn, ...]:
+        """The turns of a conversation. Raises NotFound."""
+        return self._store.load_conversation(conversation_id)[1]
+
+    def begin_turn(self, conversation_id: str | None, text: str) -> Turn:
+        """Store a user message, in a new conversation where there is none yet."""
+        if conversation_id is None:
+            title = " ".join(text.split())
+            title = title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1] + "…"
+            conversation_id = self._store.record_conversation(title).conversation_id
+        return self._store.record_turn(conversation_id, text)
+
+    def reply(self, turn: Turn) -> AsyncGenerator[TurnStream, None]:
+        """Answer a turn; a later answer of the same turn replaces it in the conversation."""
+        return self.stream(self._history(turn), self.sampling(), turn.turn_id)
+
+    def compare(self, turn: Turn) -> AsyncGenerator[Comparison, None]:
+        """Answer a turn twice, for a person to pick."""
+        return self.stream_pair(self._history(turn), self.sampling(), turn.turn_id)
+
+    def waiting_pair(self, turn: Turn) -> Pair | None:
+        """The pair of this turn that still waits for a pick, if there is one."""
+        return self._store.load_waiting_pair(turn.turn_id)
+
+    def _history(self, turn: Turn) -> list[Message]:
+        """What came before and the message itself. Turns nobody answered are left out."""
+        messages: list[Message] = []
+        for one in self.turns(turn.conversation_id):
+            if one.position >= turn.position:
+                break
+            if one.answer is not None and one.answer.text:
+                messages.append(Message(role="user", content=one.text))
+                messages.append(Message(role="assistant", content=one.answer.text))
+        return [*messages, Message(role="user", content=turn.text)]
+
+    # --- feedback --------------------------------------------------------------------------------------------------
+
+    def record_pick(
+        self,
+        pair_id: str,
+        pick: PickChoice,
+        reasons: Sequence[str] = (),
+        comment: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> PickOutcome:
+        """Settle a pair: the conversation goes on with the picked answer; a retrain starts if it is due now."""
+        kept = self._store.record_pick(
+            pair_id, pick, reasons=reasons, comment=comment, rater=RATER, idempotency_key=idempotency_key
+        )
+        pair = self._store.load_pair(pair_id)
+        if pair.turn_id is not None:
+            picked = (pair.first, pair.second)[settle(kept.pick)]
+            self._store.record_answer(pair.turn_id, picked.candidate_id)
+        preference = self._store.pick_preference(kept)
+        new = self._new_preferences()
+        return PickOutcome(
+            kept,
+            pair,
+            preference.preference_id if preference else None,
+            new,
+            self.settings.retrain_every,
+            self._start_if_due(new),
+        )
+
+    def record_rating(self, candidate_id: str, rating: str, comment: str | None) -> Rating:
+        """Thumbs up or down on one answer. Raises NotFound."""
+        return self._store.record_rating(candidate_id, rating, comment=comment, rater=RATER)
+
+    def record_edit(self, candidate_id: str, text: str) -> Edit:
+        """A person's rewrite of an answer. Raises NotFound."""
+        return self._store.record_edit(candidate_id, text, rater=RATER)
+
+    def import_formats(self) -> Sequence[str]:
+        """`auto`, then every format an import understands."""
+        return ("auto", *IMPORT_SOURCES)
+
+    def import_preferences(self, source: str, format_: str) -> ImportResult:
+        """Import a file or hub id, all or nothing. Raises BadImport."""
+        return self._store.record_import(source, format_)
+
+    def export(self, format_: str) -> str:
+        """Every real preference as JSON lines (`trl`) or CSV."""
+        preferences = self._store.preferences()
+        if format_ == "csv":
+            return exports.csv_text(preferences)
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in exports.trl_lines(preferences))
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def start_run(
+        self,
+        *,
+        recipe: str | None = None,
+        max_steps: int | None = None,
+        num_processes: int | None = None,
+        seed: int | None = None,
+        practice_taste: str | None = None,
+    ) -> RunHandle:
+        """Start a retrain, or a practice with `practice_taste`. Raises what the trainer raises, and StoreError."""
+        if practice_taste is not None:
+            self._store.record_practice(practice.preferences_for(practice_taste))
+        return self._trainer.start_run(
+            recipe=recipe, max_steps=max_steps, num_processes=num_processes, seed=seed, practice=practice_taste,
+            requested_by=RATER,
+        )  # fmt: skip
+
+    def cancel_run(self, run_id: str) -> RunHandle:
+        """Stop a run."""
+        return self._trainer.cancel(run_id)
+
+    def run(self, run_id: str) -> RunHandle:
+        """One run."""
+        return self._trainer.run(run_id)
+
+    def runs(self) -> Sequence[RunHandle]:
+        """Every run, the newest first."""
+        return self._trainer.runs()
+
+    def recipes(self) -> Sequence[str]:
+        """The names of the recipes, the default first."""
+        return self._trainer.recipes()
+
+    def freeze(self) -> snapshots.Snapshot:
+        """Freeze the present preferences. Raises NotEnoughPreferences."""
+        return snapshots.freeze(self._store.preferences(), self.settings.data_dir / "snapshots", None)
+
+    def evaluate(self, version: str, against: str | None) -> dict[str, Any]:
+        """Compare `version` with `against` (default: the champion) on held-out pairs."""
+        return self._trainer.evaluate(version, against or self.champion())
+
+    # --- versions --------------------------------------------------------------------------------------------------
+
+    def champion(self) -> str:
+        """The version of the last promotion."""
+        return self._store.champion()
+
+    def rollback_target(self) -> str | None:
+        """The version a rollback would bring back, if there is one."""
+        return self._store.rollback_target()
+
+    def version_rows(self) -> list[dict[str, Any]]:
+        """Every version with its state and one line of what it is, the base first."""
+        champion = self.champion()
+        served_before = {one for event in self._store.load_promotions() for one in (event.version, event.previous)}
+        rows = []
+        for manifest in self._trainer.manifests():
+            version = manifest["version"]
+            verdict = manifest.get("verdict") or {}
+            if version == champion:
+                state = "champion"
+            elif version in served_before:
+                state = "retired"
+            else:
+                state = "rejected" if verdict.get("decision") == "reject" else "candidate"
+            rows.append({**manifest, "state": state, "summary": _summary(manifest)})
+        return rows
+
+    async def promote(self, version: str, *, reason: str = "") -> tuple[str, str]:
+        """Make `version` the champion; returns (champion, previous).
+
+        Where a model is served: the new engine starts beside the old one, is checked, and only then is the promotion
+        recorded and the reference flipped. If anything fails, the old version serves on and nothing is recorded.
+        """
+        async with self._promoting:
+            previous = self.champion()
+            if version == previous:
+                raise Refused(409, f"{version} is the champion already.")
+            await self._serve(version, lambda: self._record_promotion(version, "promote", reason))
+        return version, previous
+
+    async def rollback(self) -> tuple[str, str]:
+        """Go back to the champion before this one; returns (champion, previous)."""
+        async with self._promoting:
+            previous, target = self.champion(), self.rollback_target()
+            if target is None:
+                raise Refused(409, f"There is nothing to roll back to: {previous} is the first champion.")
+            await self._serve(
+                target, lambda: self._record_promotion(target, "rollback", f"rolled back from {previous}")
+            )
+        return target, previous
+
+    async def _serve(self, version: str, record: Callable[[], None]) -> None:
+        served = await asyncio.to_thread(self._trainer.served, version)
+
+        async def commit() -> None:
+            await asyncio.to_thread(record)
+
+        if self._slot is None or self._slot.version == version:
+            await commit()
+        else:
+            await self._slot.swap(served, commit)
+        self._problem = None
+
+    def _record_promotion(self, version: str, kind: str, reason: str) -> None:
+        manifest = next(one for one in self._trainer.manifests() if one["version"] == version)
+        self._store.record_promotion(version, kind=kind, reason=reason, by=RATER, evaluation=manifest.get("evaluation"))
+
+    # --- what every page shows -------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Who answers, what waits, how far the next retrain is."""
+        return Status(
+            champion=self.champion(),
+            serving=self._slot.version if self._slot is not None and self._slot.is_ready else None,
+            problem=self._problem,
+            new_preferences=self._new_preferences(),
+            retrain_every=self.settings.retrain_every,
+            counts=self._store.counts(),
+        )
+
+    async def settled(self) -> None:
+        """Wait until everything written so far is stored."""
+        if self._recording:
+            await asyncio.wait(set(self._recording))
+
+    def _serving_slot(self) -> ModelSlot:
+        if self._slot is None:
+            raise Refused(503, "No model is served here. Start the server: make run")
+        return self._slot
+
+    def _new_preferences(self) -> int:
+        """Preferences from picks since the last real run began; however it ended."""
+        began = next((body["created_at"] for run in self.runs() if (body := run.as_body())["practice"] is None), None)
+        return self._store.picks_since(datetime.fromisoformat(began) if began else None)
+
+    def _start_if_due(self, new_preferences: int) -> str | None:
+        active = any(run.is_active for run in self.runs()[:1])
+        if not self._is_due(new_preferences, self.settings.retrain_every, active):
+            return None
+        try:
+            return self.start_run().run_id
+        except Exception as error:  # noqa: BLE001 - the pick is stored; a retrain that cannot start must not hide that
+            log.warning("A retrain was due and could not start: %s", error)
+            return None
+
+    def _seeded(self, sampling: Sampling) -> Sampling:
+        """The same sampling with a seed of its own where none is given, so that every answer can be drawn again."""
+        return sampling if sampling.seed is not None else replace(sampling, seed=self._dice.randrange(MAX_SEED))
+
+    def _in_background(self, keep: Callable[..., None], *what: Any) -> asyncio.Task[None]:
+        """Store in a thread, also when the asking task is being cancelled; `settled` waits for all of it."""
+        task = asyncio.get_running_loop().create_task(asyncio.to_thread(keep, *what))
+        self._recording.add(task)
+        task.add_done_callback(self._recorded)
+        return task
+
+    def _recorded(self, task: asyncio.Task[None]) -> None:
+        self._recording.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("An answer could not be stored: %s", task.exception())
+
+    def _keep_answer(self, candidate: Candidate, turn_id: str | None) -> None:
+        self._store.record_candidate(candidate)
+        if turn_id is not None and candidate.text and candidate.finish_reason != "error":
+            self._store.record_answer(turn_id, candidate.candidate_id)
+
+    def _keep_pair(self, pair: Pair) -> None:
+        self._store.record_candidate(pair.first)
+        self._store.record_candidate(pair.second)
+        self._store.record_pair(pair)
+
+
+def _summary(manifest: Mapping[str, Any]) -> str:
+    """One line of what a version is."""
+    if manifest["run_id"] is None:
+        return f"the base, {manifest['base']}"
+    practised = f"practice: {manifest['practice']} · " if manifest.get("practice") else ""
+    verdict = manifest["verdict"]
+    return f"{practised}{verdict['decision']}: {verdict['reasons'][0]}"

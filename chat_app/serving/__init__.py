@@ -1,0 +1,1 @@
+"""Engines: whatever writes the answers, behind one port (`engine.py`), and the slot that holds the served one."""

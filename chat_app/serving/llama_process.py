@@ -1,0 +1,73 @@
+"""CHILD: the process that runs one native llama-server (xllamacpp) for one version.
+
+Started by `llama_engine.py` as `python -m chat_app.serving.llama_process`. It reads one JSON line from stdin (model,
+adapter, limits, key), writes one JSON line to stdout once the model is loaded ({"address": …}), and then serves on
+loopback until its stdin closes. The system closes that pipe when the parent ends, kill -9 included, so no server
+outlives its owner. Everything the native code prints goes to stderr, which is the engine's log file.
+
+Nothing of the product is imported here, and the key is never on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from typing import Any
+
+PROMPT_CACHE_MIB = 256
+WARNINGS_ONLY = 2
+
+
+def main() -> None:
+    """Serve until stdin closes. Exit code 1 with the reason on stderr when the server cannot start."""
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the native code prints to stdout belongs in the log, not in our report
+    config = json.loads(sys.stdin.buffer.readline())
+    watcher = threading.Thread(target=_exit_with_parent, daemon=True)
+    watcher.start()
+    try:
+        server = _serve(config)
+    except ImportError as error:
+        print(f"xllamacpp cannot be loaded ({error}): pip install 'zephyr-loop[llama]'", file=sys.stderr, flush=True)
+        os._exit(1)
+    except RuntimeError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+    print(json.dumps({"address": server.listening_address}), file=report, flush=True)
+    watcher.join()
+
+
+def _serve(config: dict[str, Any]) -> Any:
+    """The running server, its model loaded. Raises ImportError and RuntimeError."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = config["base_gguf"]
+    if config["adapter_gguf"]:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(config["adapter_gguf"], 1.0)]
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0  # the system picks a free one
+    params.api_keys = [config["key"]]
+    params.n_ctx = config["context_tokens"]
+    params.n_parallel = config["parallel"]
+    params.kv_unified = True  # one stream may use the whole context while the others are idle
+    params.cpuparams.n_threads = config["threads"]
+    params.cpuparams_batch.n_threads = config["threads"]
+    params.cache_prompt = True
+    params.cache_ram_mib = PROMPT_CACHE_MIB
+    params.warmup = False  # the engine's check is the warm-up
+    params.ui = False
+    params.verbosity = WARNINGS_ONLY
+    return xllamacpp.Server(params)
+
+
+def _exit_with_parent() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)  # at once: the native server has nothing to save
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""The admin page: what is served, what waits, one next step; train and watch; versions; import.
+
+Where it sits: components and wiring only; every action is a method of `Operations`. A run lives in its run directory,
+not in this page: closing the tab or restarting the server loses nothing, and any number of tabs watch the same run.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+from feedback_store.practice import TASTES
+
+from chat_app.operations import Operations, Refused, Status
+from chat_app.serving.engine import EngineError
+from chat_app.ui.theme import navigation
+from feedback_store.errors import StoreError
+
+EVERY_S = 1.0
+PLOTS = (("loss", "loss"), ("rewards/margins", "rewards/margins"), ("rewards/accuracies", "rewards/accuracies"))
+ENDED = ("finished", "failed", "cancelled")
+
+Updates = dict[Any, Any]
+
+
+def build_admin(operations: Operations, refusals: tuple[type[Exception], ...]) -> gr.Blocks:
+    """The page, ready to mount at `/admin`. `refusals`: errors whose sentence is shown to the person."""
+    with gr.Blocks(title="Zephyr Loop – Admin", analytics_enabled=False) as page:
+        AdminPage(operations, page, (*refusals, Refused, StoreError, EngineError))
+    return page
+
+
+class AdminPage:
+    """The components of the page and the handlers that move them."""
+
+    def __init__(self, operations: Operations, page: gr.Blocks, refusals: tuple[type[Exception], ...]) -> None:
+        self.operations = operations
+        self.refusals = refusals
+        self._lay_out()
+        self._wire(page)
+
+    def _lay_out(self) -> None:
+        self.bar = gr.HTML(padding=False)
+        self.overview = gr.HTML(padding=False, elem_id="overview")
+        self.seen = gr.State("")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                gr.Markdown("### Train")
+                with gr.Row():
+                    self.recipe = gr.Dropdown(
+                        list(self.operations.recipes()), label="Recipe", min_width=140, filterable=False
+                    )
+                    self.steps = gr.Number(None, label="Steps", info="empty: all", precision=0, min_width=90)
+                    self.processes = gr.Number(
+                        None, label="Processes", info="empty: automatic", precision=0, min_width=110
+                    )
+                with gr.Row():
+                    self.start = gr.Button("Start retrain", variant="primary", elem_id="start-retrain")
+                    self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel-run")
+            with gr.Column(min_width=320):
+                gr.Markdown("### Practice: teach it a taste")
+                self.taste = gr.Radio(
+                    [(taste.label, name) for name, taste in TASTES.items()], value=next(iter(TASTES)), label="Taste",
+                    info="The whole loop in minutes, on prepared pairs kept apart from real ones. Roll back undoes it.",
+                )  # fmt: skip
+                self.practise = gr.Button("Start practice", elem_id="start-practice")
+        self.message = gr.Markdown(elem_id="message-line")
+        self.run = gr.HTML(padding=False, elem_id="run")
+        with gr.Row(visible=False) as self.plots_row:
+            self.plots = {
+                key: gr.LinePlot(
+                    x="step",
+                    y=key,
+                    title=title,
+                    height=200,
+                    x_title="step",
+                    y_title=" ",
+                    min_width=220,
+                    show_label=False,
+                )
+                for key, title in PLOTS
+            }
+        with gr.Row():
+            self.promote_newest = gr.Button("Promote", visible=False, elem_id="promote-newest")
+        gr.Markdown("### Versions")
+        self.versions = gr.HTML(padding=False, elem_id="versions")
+        with gr.Row(elem_classes="zl-end"):
+            self.version = gr.Dropdown([], label="Version", scale=2, filterable=False)
+            self.promote = gr.Button("Promote", elem_id="promote")
+            self.rollback = gr.Button("Roll back", elem_id="rollback")
+        gr.Markdown("### Import preferences")
+        with gr.Row(elem_classes="zl-end"):
+            self.source = gr.Textbox(
+                label="A file on this machine, or a hub id", scale=4, placeholder="/path/to/preferences.jsonl",
+                elem_id="import-source",
+            )  # fmt: skip
+            self.format = gr.Dropdown(
+                list(self.operations.import_formats()), value="auto", label="Format", min_width=120, filterable=False
+            )
+            self.import_ = gr.Button("Import", elem_id="import")
+        self.upload = gr.UploadButton(
+            "Upload a file instead", file_types=[".jsonl", ".json", ".parquet", ".csv", ".gz"], size="sm"
+        )
+        self.imported = gr.Markdown(elem_id="imported")
+        self.timer = gr.Timer(EVERY_S)
+
+    def _wire(self, page: gr.Blocks) -> None:
+        view = [
+            self.bar, self.overview, self.run, self.plots_row, *self.plots.values(), self.promote_newest,
+            self.versions, self.version, self.cancel, self.start, self.practise, self.rollback, self.seen,
+        ]  # fmt: skip
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        page.load(self.look, None, view, **quiet)
+        self.timer.tick(self.look_again, [self.seen], view, **quiet)
+        self.start.click(
+            self.start_retrain, [self.recipe, self.steps, self.processes], [self.message, *view], trigger_mode="once",
+            **quiet,
+        )  # fmt: skip
+        self.practise.click(self.start_practice, [self.taste], [self.message, *view], trigger_mode="once", **quiet)
+        self.cancel.click(self.cancel_run, None, [self.message, *view], **quiet)
+        self.promote.click(self.promote_version, [self.version], [self.message, *view], trigger_mode="once", **quiet)
+        self.promote_newest.click(self.promote_latest, None, [self.message, *view], trigger_mode="once", **quiet)
+        self.rollback.click(self.roll_back, None, [self.message, *view], trigger_mode="once", **quiet)
+        self.import_.click(
+            self.import_preferences, [self.source, self.format], [self.imported, *view], trigger_mode="once",
+            show_progress="full", api_visibility="private",
+        )  # fmt: skip
+        self.upload.upload(
+            self.import_preferences, [self.upload, self.format], [self.imported, *view], show_progress="full",
+            api_visibility="private",
+        )  # fmt: skip
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    def look(self) -> Updates:
+        """Everything the page shows, as it is now."""
+        status = self.operations.status()
+        runs = self.operations.runs()
+        newest = runs[0] if runs else None
+        body = newest.as_body() if newest is not None else None
+        rows = self.operations.version_rows()
+        active = body is not None and body["state"] not in ENDED
+        lines = newest.metrics() if newest is not None else []
+        others = [row["version"] for row in rows if row["version"] != status.champion]
+        return {
+            self.bar: navigation("Admin", status),
+            self.overview: overview(status, body),
+            self.run: run_card(body) if body is not None else "",
+            self.plots_row: gr.Row(visible=len(lines) > 1),
+            **{plot: gr.LinePlot(value=_points(lines, key)) for key, plot in self.plots.items()},
+            self.promote_newest: self._promote_button(body, status.champion),
+            self.versions: versions_table(rows),
+            self.version: gr.Dropdown(choices=others, value=others[-1] if others else None),
+            self.cancel: gr.Button(interactive=active),
+            self.start: gr.Button(interactive=not active),
+            self.practise: gr.Button(interactive=not active),
+            self.rollback: gr.Button(interactive=self.operations.rollback_target() is not None),
+            self.seen: self._fingerprint(),
+        }
+
+    def look_again(self, seen: str) -> Updates:
+        """Each second: redraw only what changed, so that nothing moves under the pointer."""
+        return {self.seen: seen} if self._fingerprint() == seen else self.look()
+
+    def _fingerprint(self) -> str:
+        runs = self.operations.runs()
+        newest = runs[0].as_body() if runs else {}
+        newest.pop("eta_s", None)
+        status = self.operations.status()
+        return repr((newest, status.champion, status.serving, status.new_preferences, status.counts, status.problem))
+
+    @staticmethod
+    def _promote_button(body: Mapping[str, Any] | None, champion: str) -> gr.Button:
+        if body is None or body["version"] in (None, champion):
+            return gr.Button(visible=False)
+        decision = body["verdict"]["decision"] if body["verdict"] else "keep"
+        anyway = "" if decision == "promote" else " anyway"
+        return gr.Button(
+            f"Promote {body['version']}{anyway}", visible=True, variant="primary" if not anyway else "secondary"
+        )
+
+    # --- acting ----------------------------------------------------------------------------------------------------
+
+    def start_retrain(self, recipe: str, steps: float | None, processes: float | None) -> Updates:
+        """Start a run on the real preferences."""
+        return self._acted(
+            lambda: (
+                self.operations.start_run(
+                    recipe=recipe, max_steps=_whole(steps), num_processes=_whole(processes)
+                ).run_id
+            ),
+            "Started {}. It goes on when you close this page.",
+        )
+
+    def start_practice(self, taste: str) -> Updates:
+        """Start a practice run."""
+        return self._acted(
+            lambda: self.operations.start_run(practice_taste=taste).run_id,
+            "Practice started as {}. It goes on when you close this page.",
+        )
+
+    def cancel_run(self) -> Updates:
+        """Cancel the active run."""
+        return self._acted(
+            lambda: next(
+                (self.operations.cancel_run(run.run_id).run_id for run in self.operations.runs() if run.is_active),
+                "nothing, as no run is active",
+            ),
+            "Cancelled {}.",
+        )
+
+    async def promote_version(self, version: str | None) -> Updates:
+        """Make the chosen version the champion."""
+        if not version:
+            return {self.message: "Choose a version first."}
+        try:
+            champion, previous = await self.operations.promote(version, reason="promoted on the admin page")
+        except self.refusals as error:
+            return self.look() | {self.message: f"**{version} was not promoted.** {error}"}
+        return self.look() | {self.message: f"{champion} answers from now on; before it was {previous}."}
+
+    async def promote_latest(self) -> Updates:
+        """Make the newest run's version the champion."""
+        versions = [body["version"] for run in self.operations.runs()[:1] if (body := run.as_body())["version"]]
+        return await self.promote_version(versions[0] if versions else None)
+
+    async def roll_back(self) -> Updates:
+        """Go back to the champion before."""
+        try:
+            champion, previous = await self.operations.rollback()
+        except self.refusals as error:
+            return self.look() | {self.message: f"**Not rolled back.** {error}"}
+        return self.look() | {self.message: f"Rolled back: {champion} answers again, instead of {previous}."}
+
+    def import_preferences(self, source: str, format_: str) -> Updates:
+        """Import a preference file."""
+        if not source.strip():
+            return {self.imported: "Name a file or a hub id first."}
+        try:
+            result = self.operations.import_preferences(source.strip(), format_)
+        except self.refusals as error:
+            return {self.imported: f"**{error}**"}
+        skipped = ", ".join(f"{count} {reason}" for reason, count in result.skipped.items()) or "none"
+        return self.look() | {
+            self.imported: f"Imported **{result.imported}** preferences from {Path(source).name} "
+            f"({result.format}); {result.duplicates} were there already; skipped: {skipped}."
+        }
+
+    def _acted(self, action: Any, done: str) -> Updates:
+        try:
+            what = action()
+        except self.refusals as error:
+            return self.look() | {self.message: f"**{error}**"}
+        return self.look() | {self.message: done.format(what)}
+
+
+def overview(status: Status, run: Mapping[str, Any] | None) -> str:
+    """One sentence of health, what is served, what waits, one next step."""
+    counts = status.counts
+    own = counts.preferences.get("pick", 0)
+    imported = sum(counts.preferences.values()) - own
+    until = f"of {status.retrain_every} until the next retrain" if status.retrain_every else "since the last retrain"
+    cards = (
+        ("answers come from", status.serving or "nothing yet"),
+        (f"new picks that teach, {until}", str(status.new_preferences)),
+        (f"preferences: {own} from picks, {imported} imported", f"{own + imported:,}"),
+        ("held out to judge by", f"{counts.held_out:,}"),
+        (f"picks on {counts.pairs:,} pairs", f"{counts.picks:,}"),
+    )
+    shown = "".join(
+        f'<div class="zl-card"><b>{escape(value)}</b><small>{escape(what)}</small></div>' for what, value in cards
+    )
+    health = status.problem or f"All is well: {status.serving or 'no version'} answers."
+    return (
+        f'<p class="zl-health">{escape(health)} <b>Next:</b> {escape(next_step(status, run))}</p>'
+        f'<div class="zl-cards">{shown}</div>'
+    )
+
+
+def next_step(status: Status, run: Mapping[str, Any] | None) -> str:
+    """The one thing to do now."""
+    if run is not None and run["state"] not in ENDED:
+        return f"watch {run['run_id']} below."
+    if run is not None and run["state"] == "failed":
+        return "read below why the last run failed, then start it again."
+    if run is not None and run["version"] and run["version"] != status.champion and run["verdict"]:
+        if run["verdict"]["decision"] == "promote":
+            return f"promote {run['version']}."
+        if run["verdict"]["decision"] == "reject":
+            return f"keep {status.champion}; {run['version']} is worse."
+    if not status.counts.train:
+        return "chat with Compare on and pick answers, import a preference file, or try a practice."
+    return "start a retrain, or collect more picks."
+
+
+def run_card(body: Mapping[str, Any]) -> str:
+    """The newest run: its state in words, its progress, its verdict."""
+    practice = f' <span class="zl-practice">practice: {escape(body["practice"])}</span>' if body["practice"] else ""
+    head = f"<h3>{escape(body['run_id'])}{practice}</h3><p><b>{escape(body['state'])}</b> {escape(_details(body))}</p>"
+    if body["state"] == "training":
+        done = 100 * body["step"] / max(1, body["total_steps"])
+        head += (
+            f'<div class="zl-bar" role="progressbar" aria-valuenow="{done:.0f}">'
+            f'<i class="done" style="width:{done:.0f}%"></i></div>'
+        )
+    if body["error"]:
+        head += f'<div class="zl-log">{escape(body["error"])}</div>'
+    if body["verdict"]:
+        head += verdict_card(body)
+    return f'<div class="zl-card">{head}</div>'
+
+
+def _details(body: Mapping[str, Any]) -> str:
+    metrics = body["metrics"]
+    eta = f" · about {_duration(body['eta_s'])} left" if body["eta_s"] is not None else ""
+    parts = [f"recipe {body['recipe']}", f"{body['num_processes']} process{'es' if body['num_processes'] > 1 else ''}"]
+    if body["state"] in ("training", *ENDED) and metrics:
+        parts.append(f"step {body['step']} of {body['total_steps']}{eta if body['state'] == 'training' else ''}")
+        parts.append(f"loss {metrics['loss']:.4f}")
+        parts.append(f"rewards/margins {metrics['rewards/margins']:+.3f}")
+        parts.append(f"rewards/accuracies {metrics['rewards/accuracies']:.0%}")
+    progress = body.get("evaluation_progress")
+    if body["state"] == "evaluating" and progress:
+        parts.append(f"{progress['done']} of {progress['total']} held-out pairs{eta}")
+    return "· " + " · ".join(parts)
+
+
+def verdict_card(body: Mapping[str, Any]) -> str:
+    """Candidate against champion: the bar, the counts, the decision, each reason a sentence."""
+    verdict, evaluation = body["verdict"], body["evaluation"]
+    words = {"promote": "better", "keep": "not enough evidence", "reject": "worse"}
+    bar = ""
+    if evaluation and evaluation["pairs"]:
+        bar = '<div class="zl-bar">' + "".join(
+            f'<i class="{kind}" style="width:{100 * evaluation[kind] / evaluation["pairs"]:.1f}%" '
+            f'title="{evaluation[kind]} {kind}"></i>'
+            for kind in ("wins", "ties", "losses")
+        ) + "</div>"  # fmt: skip
+    reasons = "".join(f"<p>{escape(reason)}</p>" for reason in verdict["reasons"])
+    title = f"{escape(body['version'] or 'the candidate')} against {escape(body['champion'] or 'v0')}"
+    return (
+        f'<h4>{title} <span class="zl-decision {verdict["decision"]}">{words[verdict["decision"]]}</span></h4>'
+        f"{bar}{reasons}"
+    )
+
+
+def versions_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every version: state, what it was trained on, what its evaluation said."""
+    lines = "".join(
+        f"<tr><td><b>{escape(row['version'])}</b></td><td>{escape(row['state'])}</td><td>{escape(row['summary'])}</td>"
+        f"<td>{escape(str(row['created_at'] or ''))[:16].replace('T', ' ')}</td></tr>"
+        for row in reversed(rows)
+    )
+    return (
+        '<div class="zl-scroll"><table class="zl-table"><thead><tr><th>Version</th><th>State</th><th>What it is</th>'
+        f"<th>Made</th></tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _points(lines: Sequence[Mapping[str, Any]], key: str) -> pd.DataFrame:
+    return pd.DataFrame({"step": [line["step"] for line in lines], key: [line.get(key) for line in lines]})
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

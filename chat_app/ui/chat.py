@@ -1,0 +1,315 @@
+"""The chat page: conversations on the left, the thread, the compare view, one line that says what a pick did.
+
+Where it sits: components and wiring only; every action is a method of `Operations`. The thread is what the store
+holds, so a reload, another tab or a restart shows the same.
+"""
+
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from chat_app.operations import Comparison, Operations, Refused
+from chat_app.serving.engine import EngineError
+from chat_app.ui.theme import navigation
+from feedback_store.errors import StoreError
+from feedback_store.records import Pair, PickChoice, Turn
+
+COMPARE = ("always", "sometimes", "never")
+PICKS = (
+    (PickChoice.FIRST, "1 First better"),
+    (PickChoice.SECOND, "2 Second better"),
+    (PickChoice.TIE, "0 Tie"),
+    (PickChoice.BOTH_BAD, "x Both bad"),
+    (PickChoice.SKIP, "s Skip"),
+)
+REASONS = ("clearer", "correct", "shorter", "tone", "safer")
+LONGEST_MESSAGE = 20_000
+WAITING = "Which answer is better? Pick with a button, or the keys 1, 2, 0 (tie), x (both bad), s (skip)."
+
+Updates = dict[Any, Any]
+
+
+def build_chat(operations: Operations) -> gr.Blocks:
+    """The page, ready to mount at `/`."""
+    with gr.Blocks(title="Zephyr Loop", analytics_enabled=False) as page:
+        ChatPage(operations, page)
+    return page
+
+
+class ChatPage:
+    """The components of the page and the handlers that move them."""
+
+    def __init__(self, operations: Operations, page: gr.Blocks) -> None:
+        self.operations = operations
+        self._lay_out()
+        self._wire(page)
+
+    # --- components ------------------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        self.bar = gr.Markdown(sanitize_html=False)  # not gr.HTML: its templates need `unsafe-eval`
+        self.remembered = gr.BrowserState("", storage_key="zloop-conversation", secret="zephyr-loop")  # noqa: S106
+        self.conversation = gr.State("")
+        self.pair = gr.State("")
+        with gr.Row(elem_id="layout"):
+            with gr.Column(scale=1, min_width=210, elem_id="side"):
+                self.new = gr.Button("+ New", size="sm")
+                self.threads = gr.Radio([], show_label=False, container=False)
+            with gr.Column(scale=4):
+                self.thread = gr.Chatbot(
+                    label="Conversation",
+                    elem_id="conversation",
+                    height="56vh",
+                    buttons=["copy"],
+                    show_label=False,
+                    layout="bubble",
+                    placeholder="Ask something. Now and then you see two answers: pick one, the model learns from it.",
+                )
+                with gr.Column(visible=False, elem_id="pair") as self.pair_box:
+                    with gr.Row(elem_id="pair-row"):
+                        self.first = gr.Markdown(elem_classes="zl-answer", elem_id="answer-1")
+                        self.second = gr.Markdown(elem_classes="zl-answer", elem_id="answer-2")
+                    with gr.Row(elem_id="picks"):
+                        self.picks = {
+                            pick: gr.Button(label, size="sm", interactive=False, elem_id=f"pick-{pick}")
+                            for pick, label in PICKS
+                        }
+                    self.reasons = gr.CheckboxGroup(REASONS, label="Why? (optional, before you pick)", container=False)
+                self.note = gr.Markdown(elem_id="note")
+                with gr.Row(elem_id="composer"):
+                    self.box = gr.Textbox(
+                        placeholder="Message…", show_label=False, lines=1, max_lines=8, scale=6, autofocus=True,
+                        elem_id="message", max_length=LONGEST_MESSAGE,
+                    )  # fmt: skip
+                with gr.Row(elem_id="actions"):
+                    self.send = gr.Button("Send", variant="primary", elem_id="send")
+                    self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
+                    self.retry = gr.Button("Retry", elem_id="retry")
+                    self.compare = gr.Radio(COMPARE, value="sometimes", label="Compare two answers", elem_id="compare")
+
+    def _wire(self, page: gr.Blocks) -> None:
+        view = [
+            self.bar, self.conversation, self.remembered, self.threads, self.thread, self.pair, self.pair_box,
+            self.first, self.second, *self.picks.values(), self.reasons, self.note, self.box, self.send, self.stop,
+            self.retry,
+        ]  # fmt: skip
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        streaming: dict[str, Any] = {**quiet, "concurrency_id": "answers", "concurrency_limit": 8}
+
+        page.load(self.open_page, [self.remembered], view, **quiet)
+        sending = gr.on(
+            [self.send.click, self.box.submit], self.say, [self.box, self.conversation, self.compare, self.pair], view,
+            trigger_mode="once", **streaming,
+        )  # fmt: skip
+        retrying = self.retry.click(self.again, [self.conversation, self.compare, self.pair], view, **streaming)
+        self.stop.click(self.stopped, [self.conversation], view, cancels=[sending, retrying], **quiet)
+        self.new.click(self.open_new, None, view, cancels=[sending, retrying], **quiet)
+        self.threads.input(self.open_thread, [self.threads], view, cancels=[sending, retrying], **quiet)
+        for pick, button in self.picks.items():
+            button.click(
+                self._picker(pick), [self.pair, self.reasons, self.conversation], view, trigger_mode="once", **quiet
+            )
+        self.thread.like(self.rate, [self.conversation], [self.note], **quiet)
+
+    # --- opening ---------------------------------------------------------------------------------------------------
+
+    async def open_page(self, remembered: str) -> Updates:
+        """First paint: the conversation this browser had open, where it still exists."""
+        return self._shown(remembered) if remembered and self._exists(remembered) else self.open_new()
+
+    def open_new(self) -> Updates:
+        """An empty thread; nothing is stored before the first message."""
+        return self._at_rest("") | {self.thread: [], self.note: ""}
+
+    def open_thread(self, conversation_id: str) -> Updates:
+        """Show a stored conversation."""
+        return self._shown(conversation_id)
+
+    # --- talking ---------------------------------------------------------------------------------------------------
+
+    async def say(self, text: str, conversation_id: str, compare: str, pair_id: str) -> AsyncGenerator[Updates, None]:
+        """Store the message, then stream one answer or two."""
+        if pair_id:
+            yield {self.note: WAITING}
+            return
+        if not text.strip():
+            yield {self.note: "Write a message first."}
+            return
+        try:
+            turn = self.operations.begin_turn(conversation_id or None, text)
+        except StoreError as error:
+            raise gr.Error(str(error)) from error
+        async with aclosing(self._streamed(turn, compare)) as updates:
+            async for update in updates:
+                yield update
+
+    async def again(self, conversation_id: str, compare: str, pair_id: str) -> AsyncGenerator[Updates, None]:
+        """Answer the last message once more."""
+        turns = self.operations.turns(conversation_id) if conversation_id else ()
+        if pair_id or not turns:
+            yield {self.note: WAITING if pair_id else "There is nothing to retry yet."}
+            return
+        async with aclosing(self._streamed(turns[-1], compare)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _streamed(self, turn: Turn, compare: str) -> AsyncGenerator[Updates, None]:
+        before = self._messages(turn.conversation_id, before=turn)
+        asked = {"role": "user", "content": turn.text}
+        yield self._busy(turn) | {self.thread: [*before, asked]}
+        both = compare == "always" or (
+            compare == "sometimes" and random.random() < self.operations.settings.compare_share  # noqa: S311
+        )
+        try:
+            if both:
+                async with aclosing(self.operations.compare(turn)) as growing:
+                    async for comparison in growing:
+                        yield self._comparing(comparison)
+            else:
+                async with aclosing(self.operations.reply(turn)) as growing_one:
+                    async for answer in growing_one:
+                        yield {self.thread: [*before, asked, {"role": "assistant", "content": answer.text or "…"}]}
+        except (EngineError, StoreError, Refused) as error:
+            yield self._shown(turn.conversation_id) | {self.note: f"No answer: {error}"}
+            return
+        yield self._shown(turn.conversation_id)
+
+    async def stopped(self, conversation_id: str) -> Updates:
+        """After Stop: what was written so far is kept, and shown."""
+        await self.operations.settled()
+        if not conversation_id:
+            return self.open_new()
+        return self._shown(conversation_id) | {self.note: "Stopped. What was written so far is kept; Retry asks again."}
+
+    # --- picking ---------------------------------------------------------------------------------------------------
+
+    def _picker(self, pick: PickChoice) -> Any:
+        def settle(pair_id: str, reasons: list[str], conversation_id: str) -> Updates:
+            return self.settle(pick, pair_id, reasons, conversation_id)
+
+        return settle
+
+    def settle(self, pick: PickChoice, pair_id: str, reasons: list[str], conversation_id: str) -> Updates:
+        """Store the pick; the conversation goes on with the picked answer, and the versions are revealed."""
+        if not pair_id:
+            return {self.note: "There is nothing to pick yet."}
+        try:
+            outcome = self.operations.record_pick(pair_id, pick, reasons)
+        except StoreError as error:
+            raise gr.Error(str(error)) from error
+        return self._shown(conversation_id) | {self.note: outcome.sentence}
+
+    def rate(self, conversation_id: str, event: gr.LikeData) -> str:
+        """Thumbs on one answer of the thread."""
+        rated = self._candidate_ids(conversation_id).get(
+            event.index if isinstance(event.index, int) else event.index[0]
+        )
+        if rated is None:
+            return "This answer is not stored yet; rate it when it is complete."
+        self.operations.record_rating(rated, "up" if event.liked else "down", None)
+        return "Thank you – your rating is saved. Picks between two answers are what the model is trained on."
+
+    # --- views -----------------------------------------------------------------------------------------------------
+
+    def _exists(self, conversation_id: str) -> bool:
+        try:
+            self.operations.turns(conversation_id)
+        except StoreError:
+            return False
+        return True
+
+    def _shown(self, conversation_id: str) -> Updates:
+        """The whole page for a stored conversation, with the pair that still waits for a pick, if there is one."""
+        turns = self.operations.turns(conversation_id)
+        messages = self._messages(conversation_id)
+        updates = self._at_rest(conversation_id) | {self.thread: messages, self.note: ""}
+        pair = self.operations.waiting_pair(turns[-1]) if turns else None
+        if pair is not None:
+            updates |= self._waiting(pair)
+        elif turns and turns[-1].answer is None:
+            updates |= {self.note: "The last message has no answer yet. Retry asks again."}
+        elif turns and turns[-1].answer is not None and turns[-1].answer.finish_reason == "length":
+            updates |= {self.note: "The answer was cut at the longest length allowed."}
+        return updates
+
+    def _messages(self, conversation_id: str, before: Turn | None = None) -> list[dict[str, str]]:
+        shown: list[dict[str, str]] = []
+        for turn in self.operations.turns(conversation_id):
+            if before is not None and turn.position >= before.position:
+                break
+            shown.append({"role": "user", "content": turn.text})
+            if turn.answer is not None:
+                shown.append({"role": "assistant", "content": turn.answer.text or "*(an empty answer)*"})
+        return shown
+
+    def _candidate_ids(self, conversation_id: str) -> dict[int, str]:
+        """Message index in the thread → the candidate shown there."""
+        ids: dict[int, str] = {}
+        index = 0
+        for turn in self.operations.turns(conversation_id):
+            index += 1
+            if turn.answer is not None:
+                ids[index] = turn.answer.candidate_id
+                index += 1
+        return ids
+
+    def _at_rest(self, conversation_id: str) -> Updates:
+        return {
+            self.bar: navigation("Chat", self.operations.status()),
+            self.conversation: conversation_id,
+            self.remembered: conversation_id,
+            self.threads: gr.Radio(choices=self._thread_choices(), value=conversation_id or None),
+            self.pair: "",
+            self.pair_box: gr.Column(visible=False),
+            self.first: "",
+            self.second: "",
+            self.reasons: [],
+            self.box: gr.Textbox(interactive=True),
+            self.send: gr.Button(interactive=True),
+            self.stop: gr.Button(interactive=False),
+            self.retry: gr.Button(interactive=True),
+            **{button: gr.Button(interactive=False) for button in self.picks.values()},
+        }
+
+    def _busy(self, turn: Turn) -> Updates:
+        return {
+            self.conversation: turn.conversation_id,
+            self.remembered: turn.conversation_id,
+            self.threads: gr.Radio(choices=self._thread_choices(), value=turn.conversation_id),
+            self.note: "",
+            self.box: gr.Textbox(value="", interactive=False),
+            self.send: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            self.retry: gr.Button(interactive=False),
+        }
+
+    def _comparing(self, comparison: Comparison) -> Updates:
+        return {
+            self.pair_box: gr.Column(visible=True),
+            self.first: _answer(1, comparison.first.text),
+            self.second: _answer(2, comparison.second.text),
+        }
+
+    def _waiting(self, pair: Pair) -> Updates:
+        """Two complete answers, blind, and the buttons that settle them. The composer waits for the pick."""
+        return {
+            self.pair: pair.pair_id,
+            self.pair_box: gr.Column(visible=True),
+            self.first: _answer(1, pair.first.text),
+            self.second: _answer(2, pair.second.text),
+            self.note: WAITING,
+            self.box: gr.Textbox(interactive=False),
+            self.send: gr.Button(interactive=False),
+            self.retry: gr.Button(interactive=False),
+            **{button: gr.Button(interactive=True) for button in self.picks.values()},
+        }
+
+    def _thread_choices(self) -> list[tuple[str, str]]:
+        return [(one.title or "Untitled", one.conversation_id) for one in self.operations.conversations()]
+
+
+def _answer(number: int, text: str) -> str:
+    return f"#### Answer {number}\n\n{text or '…'}"

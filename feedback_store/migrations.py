@@ -1,0 +1,162 @@
+"""The schema of the database as an ordered list of steps, and the runner that applies what is missing.
+
+Each step is one transaction, recorded in ``schema_migrations`` with a checksum of its SQL. A released step is never
+edited: a change is a new step at the end. Before a step touches a store that holds something, the whole database is
+copied to ``backups/``. Times are UTC without a zone: DuckDB needs an extra package to hand out zoned ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+
+from feedback_store.errors import StoreDamaged, StoreTooNew
+
+PROMPT_TYPE = "STRUCT(role VARCHAR, content VARCHAR)[]"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of the schema; ``statements`` run in order in one transaction."""
+
+    version: int
+    name: str
+    statements: tuple[str, ...]
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256("\0".join(self.statements).encode()).hexdigest()
+
+
+# Append-only tables: no foreign keys and no indexes but the primary keys. `event` numbers rows in the order they came.
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(
+        1,
+        "the whole loop",
+        (
+            "CREATE SEQUENCE events",
+            "CREATE TABLE conversations (conversation_id VARCHAR PRIMARY KEY, created_at TIMESTAMP NOT NULL)",
+            """CREATE TABLE titles (
+                conversation_id VARCHAR NOT NULL, title VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE turns (
+                turn_id VARCHAR PRIMARY KEY, conversation_id VARCHAR NOT NULL, position INTEGER NOT NULL,
+                text VARCHAR NOT NULL, created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE answers (
+                turn_id VARCHAR NOT NULL, candidate_id VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE candidates (
+                candidate_id VARCHAR PRIMARY KEY, version VARCHAR NOT NULL, text VARCHAR NOT NULL,
+                finish_reason VARCHAR NOT NULL, sampling JSON NOT NULL, seed BIGINT, latency_ms DOUBLE NOT NULL,
+                created_at TIMESTAMP NOT NULL)""",
+            f"""CREATE TABLE pairs (
+                pair_id VARCHAR PRIMARY KEY, prompt {PROMPT_TYPE} NOT NULL, split VARCHAR NOT NULL,
+                first_candidate_id VARCHAR NOT NULL, second_candidate_id VARCHAR NOT NULL, turn_id VARCHAR,
+                rater VARCHAR NOT NULL, event BIGINT NOT NULL DEFAULT nextval('events'),
+                created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE picks (
+                pick_id VARCHAR PRIMARY KEY, pair_id VARCHAR NOT NULL,
+                pick VARCHAR NOT NULL CHECK (pick IN ('first', 'second', 'tie', 'both_bad', 'skip')),
+                reasons VARCHAR[] NOT NULL, comment VARCHAR, rater VARCHAR NOT NULL, idempotency_key VARCHAR,
+                preference_id VARCHAR, event BIGINT NOT NULL DEFAULT nextval('events'),
+                created_at TIMESTAMP NOT NULL)""",
+            "CREATE TABLE pick_keys (idempotency_key VARCHAR PRIMARY KEY, pick_id VARCHAR NOT NULL)",
+            """CREATE VIEW standing_picks AS SELECT * FROM picks
+                QUALIFY row_number() OVER (PARTITION BY pair_id, rater ORDER BY event DESC) = 1""",
+            """CREATE TABLE ratings (
+                rating_id VARCHAR PRIMARY KEY, candidate_id VARCHAR NOT NULL,
+                rating VARCHAR NOT NULL CHECK (rating IN ('up', 'down')), comment VARCHAR, rater VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE edits (
+                edit_id VARCHAR PRIMARY KEY, candidate_id VARCHAR NOT NULL, text VARCHAR NOT NULL,
+                rater VARCHAR NOT NULL, event BIGINT NOT NULL DEFAULT nextval('events'),
+                created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE imports (
+                import_id VARCHAR PRIMARY KEY, source VARCHAR NOT NULL, format VARCHAR NOT NULL,
+                imported BIGINT NOT NULL, duplicates BIGINT NOT NULL, skipped JSON NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            f"""CREATE TABLE preferences (
+                preference_id VARCHAR PRIMARY KEY, prompt {PROMPT_TYPE} NOT NULL, split VARCHAR NOT NULL,
+                chosen VARCHAR NOT NULL, rejected VARCHAR NOT NULL, source VARCHAR NOT NULL, weight DOUBLE NOT NULL,
+                rater VARCHAR, versions VARCHAR[] NOT NULL, practice VARCHAR, import_id VARCHAR,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE promotions (
+                version VARCHAR NOT NULL, previous VARCHAR NOT NULL,
+                kind VARCHAR NOT NULL CHECK (kind IN ('promote', 'rollback')), reason VARCHAR NOT NULL,
+                "by" VARCHAR NOT NULL, evaluation JSON, event BIGINT NOT NULL DEFAULT nextval('events'),
+                created_at TIMESTAMP NOT NULL)""",
+        ),
+    ),
+)
+
+
+def migrate(
+    connection: duckdb.DuckDBPyConnection,
+    path: Path,
+    backups: Path,
+    applied_at: datetime,
+    migrations: Sequence[Migration] = MIGRATIONS,
+) -> list[int]:
+    """Bring the open database at ``path`` to the newest schema; the versions applied now, usually none.
+
+    Raises ``StoreTooNew`` for a file of a newer program and ``StoreDamaged`` where an applied step is not ours.
+    """
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_migrations ("
+        "version INTEGER PRIMARY KEY, name VARCHAR NOT NULL, checksum VARCHAR NOT NULL, applied_at TIMESTAMP NOT NULL)"
+    )
+    rows = connection.execute("SELECT version, checksum FROM schema_migrations ORDER BY version").fetchall()
+    applied: dict[int, str] = dict(rows)
+    _refuse_strangers(path, applied, migrations)
+    missing = [migration for migration in migrations if migration.version not in applied]
+    if applied and missing:
+        _back_up(connection, backups, f"schema-{max(applied)}-{applied_at:%Y%m%d-%H%M%S}.duckdb")
+    for migration in missing:
+        _apply(connection, migration, applied_at)
+    return [migration.version for migration in missing]
+
+
+def _refuse_strangers(path: Path, applied: dict[int, str], migrations: Sequence[Migration]) -> None:
+    known = {migration.version: migration for migration in migrations}
+    if applied and max(applied) > max(known):
+        raise StoreTooNew(path, max(applied), max(known))
+    for version, checksum in applied.items():
+        if version not in known or known[version].checksum != checksum:
+            raise StoreDamaged(
+                f"The database {path} has a schema version {version} that is not of this Zephyr Loop "
+                f"(checksum {checksum[:12]}). Open it with the program that made it."
+            )
+
+
+def _apply(connection: duckdb.DuckDBPyConnection, migration: Migration, applied_at: datetime) -> None:
+    connection.begin()
+    try:
+        for statement in migration.statements:
+            connection.execute(statement)
+        connection.execute(
+            "INSERT INTO schema_migrations VALUES (?, ?, ?, ?)",
+            [migration.version, migration.name, migration.checksum, applied_at],
+        )
+        connection.commit()
+    except duckdb.Error:
+        connection.rollback()
+        raise
+
+
+def _back_up(connection: duckdb.DuckDBPyConnection, backups: Path, name: str) -> None:
+    # Never by reading the file: closing any handle on it in this process drops DuckDB's POSIX lock on it.
+    backups.mkdir(parents=True, exist_ok=True)
+    target, unfinished = backups / name, backups / f".{name}"
+    unfinished.unlink(missing_ok=True)
+    source = connection.execute("SELECT current_database()").fetchall()[0][0]
+    connection.execute("ATTACH '{}' AS backup_copy".format(str(unfinished).replace("'", "''")))
+    try:
+        connection.execute('COPY FROM DATABASE "{}" TO backup_copy'.format(source.replace('"', '""')))
+    finally:
+        connection.execute("DETACH backup_copy")
+    unfinished.replace(target)

@@ -1,0 +1,550 @@
+"""FeedbackStore: what people said, kept in one DuckDB file. The only opener of that file.
+
+    chat → record_conversation, record_turn, record_candidate, record_answer
+    compare → record_pair, record_pick         learn → preferences, picks_since, record_import, record_practice
+    serve → record_promotion, champion
+
+Events are only ever added: a later pick, answer or title supersedes an earlier one, nothing is changed in place.
+``record_*`` returns when its one transaction is on disk. Raises the errors of ``errors.py``: ``NotFound`` and
+``Conflict`` for ids, ``InvalidRecord`` for values, ``StoreDamaged`` when the disk fails.
+Not here: caps and contradictions of preferences, erasing a person, statistics.
+"""
+
+# ruff: noqa: S608 - only our own column and table names are put into SQL; values are always parameters
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from feedback_store import records, rows
+from feedback_store.database import Cursor, Database
+from feedback_store.errors import Conflict, InvalidRecord, NotFound
+from feedback_store.exports import trl_lines
+from feedback_store.importers import read_preferences
+from feedback_store.preferences import HELD_OUT, TRAIN, preference_of, split_of
+from feedback_store.records import (
+    BASE_VERSION,
+    IMPORT_SOURCES,
+    Candidate,
+    Conversation,
+    Counts,
+    Edit,
+    ImportResult,
+    Pair,
+    Pick,
+    PickChoice,
+    Preference,
+    Promotion,
+    Rating,
+    Turn,
+    new_id,
+)
+
+_BATCH_ROWS = 1000
+_CANDIDATE = rows.columns(rows.CANDIDATE_COLUMNS, "candidates")
+_FIRST, _SECOND = rows.columns(rows.CANDIDATE_COLUMNS, "first"), rows.columns(rows.CANDIDATE_COLUMNS, "second")
+_PAIR = f"{rows.columns(rows.PAIR_COLUMNS, 'pairs')}, {_FIRST}, {_SECOND}"
+_PAIRS = """pairs JOIN candidates AS first ON first.candidate_id = pairs.first_candidate_id
+    JOIN candidates AS second ON second.candidate_id = pairs.second_candidate_id"""
+_CONVERSATIONS = """
+    SELECT conversation_id, coalesce(title, ''), created_at, greatest(created_at, asked_at, answered_at) AS updated_at
+    FROM conversations
+    LEFT JOIN (SELECT conversation_id, arg_max(title, event) AS title FROM titles GROUP BY ALL) USING (conversation_id)
+    LEFT JOIN (SELECT turns.conversation_id, max(turns.created_at) AS asked_at, max(answers.created_at) AS answered_at
+               FROM turns LEFT JOIN answers USING (turn_id) GROUP BY ALL) USING (conversation_id)"""
+
+
+class FeedbackStore:
+    """The store of one data directory; safe to use from any thread. Close it to let go of the file."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], datetime] = records.now) -> FeedbackStore:
+        """Open or create the database at ``path`` and bring its schema up to date.
+
+        Raises ``StoreBusy`` while another process has it open, ``StoreDamaged`` and ``StoreTooNew``.
+        """
+        return cls(Database.open(path, rows.stored_time(clock())), clock)
+
+    def close(self) -> None:
+        """Finish what is in progress and let go of the file. Closing twice is fine."""
+        self._database.close()
+
+    def __enter__(self) -> FeedbackStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Conversations, turns, answers
+
+    def record_conversation(self, title: str = "") -> Conversation:
+        """Begin a conversation."""
+        moment = self._clock()
+        conversation = Conversation(new_id("conv"), title, moment, moment)
+        with self._database.write() as cursor:
+            _insert(cursor, "conversations", conversation.conversation_id, rows.stored_time(moment))
+            _add_title(cursor, conversation.conversation_id, title, moment)
+        return conversation
+
+    def rename_conversation(self, conversation_id: str, title: str) -> Conversation:
+        """Give a conversation another title; this is no activity."""
+        with self._database.write() as cursor:
+            found = _load_conversation(cursor, conversation_id)
+            renamed = Conversation(conversation_id, title, found.created_at, found.updated_at)
+            _add_title(cursor, conversation_id, title, self._clock())
+        return renamed
+
+    def load_conversations(self, limit: int = 200) -> list[Conversation]:
+        """The conversations, newest activity first."""
+        with self._database.read() as cursor:
+            found = cursor.execute(f"{_CONVERSATIONS} ORDER BY updated_at DESC LIMIT ?", [limit]).fetchall()
+        return [_conversation(row) for row in found]
+
+    def load_conversation(self, conversation_id: str) -> tuple[Conversation, tuple[Turn, ...]]:
+        """A conversation and its turns in order, each with its latest answer."""
+        with self._database.read() as cursor:
+            conversation = _load_conversation(cursor, conversation_id)
+            found = cursor.execute(
+                f"""SELECT turns.turn_id, turns.position, turns.text, turns.created_at, {_CANDIDATE}
+                FROM turns LEFT JOIN (
+                    SELECT turn_id, arg_max(candidate_id, event) AS candidate_id FROM answers GROUP BY ALL
+                ) AS latest USING (turn_id) LEFT JOIN candidates ON candidates.candidate_id = latest.candidate_id
+                WHERE turns.conversation_id = ? ORDER BY turns.position""",
+                [conversation_id],
+            ).fetchall()
+        return conversation, tuple(_turn(conversation_id, row) for row in found)
+
+    def record_turn(self, conversation_id: str, text: str) -> Turn:
+        """Add what a person wrote as the next turn of a conversation."""
+        with self._database.write() as cursor:
+            _require(cursor, "conversation", conversation_id)
+            position = cursor.execute(
+                "SELECT coalesce(max(position) + 1, 0) FROM turns WHERE conversation_id = ?", [conversation_id]
+            ).fetchall()[0][0]
+            turn = Turn(new_id("turn"), conversation_id, position, text, None, self._clock())
+            _insert(cursor, "turns", turn.turn_id, conversation_id, position, text, rows.stored_time(turn.created_at))
+        return turn
+
+    def record_answer(self, turn_id: str, candidate_id: str) -> None:
+        """Make a candidate the answer of a turn. The latest one counts: a retry or a pick records another."""
+        with self._database.write() as cursor:
+            _require(cursor, "turn", turn_id)
+            _require(cursor, "candidate", candidate_id)
+            cursor.execute(
+                "INSERT INTO answers (turn_id, candidate_id, created_at) VALUES (?, ?, ?)",
+                [turn_id, candidate_id, rows.stored_time(self._clock())],
+            )
+
+    # Candidates, pairs, picks
+
+    def record_candidate(self, candidate: Candidate) -> None:
+        """Keep a generated answer. ``Conflict`` where its id is taken."""
+        with self._database.write() as cursor:
+            _insert(cursor, "candidates", *rows.stored_candidate(candidate))
+
+    def load_candidate(self, candidate_id: str) -> Candidate:
+        with self._database.read() as cursor:
+            found = cursor.execute(
+                f"SELECT {_CANDIDATE} FROM candidates WHERE candidate_id = ?", [candidate_id]
+            ).fetchall()
+        if not found:
+            raise NotFound("candidate", candidate_id)
+        return rows.loaded_candidate(found[0])
+
+    def record_pair(self, pair: Pair) -> None:
+        """Keep a pair, and its two candidates where they are not kept yet, in one transaction."""
+        with self._database.write() as cursor:
+            if pair.turn_id is not None:
+                _require(cursor, "turn", pair.turn_id)
+            for candidate in (pair.first, pair.second):
+                if not _exists(cursor, "candidate", candidate.candidate_id):
+                    _insert(cursor, "candidates", *rows.stored_candidate(candidate))
+            cursor.execute(
+                "INSERT INTO pairs (pair_id, prompt, split, first_candidate_id, second_candidate_id, turn_id, rater, "
+                "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    pair.pair_id,
+                    rows.stored_prompt(pair.prompt),
+                    split_of(pair.prompt),
+                    pair.first.candidate_id,
+                    pair.second.candidate_id,
+                    pair.turn_id,
+                    pair.rater,
+                    rows.stored_time(pair.created_at),
+                ],
+            )
+
+    def load_pair(self, pair_id: str) -> Pair:
+        with self._database.read() as cursor:
+            return _load_pair(cursor, pair_id)
+
+    def load_open_pairs(self, limit: int = 50) -> list[Pair]:
+        """The pairs that nobody has picked, or only skipped; newest first."""
+        with self._database.read() as cursor:
+            found = cursor.execute(
+                f"""SELECT {_PAIR} FROM {_PAIRS}
+                WHERE pairs.pair_id NOT IN (SELECT pair_id FROM standing_picks WHERE pick <> 'skip')
+                ORDER BY pairs.event DESC LIMIT ?""",
+                [limit],
+            ).fetchall()
+        return [rows.loaded_pair(row) for row in found]
+
+    def load_waiting_pair(self, turn_id: str) -> Pair | None:
+        """The newest pair of a turn, where nobody has said a word on it and no later answer took its place."""
+        with self._database.read() as cursor:
+            found = cursor.execute(
+                f"""SELECT {_PAIR} FROM {_PAIRS}
+                WHERE pairs.turn_id = ? AND pairs.pair_id NOT IN (SELECT pair_id FROM picks)
+                AND pairs.event > (SELECT coalesce(max(event), 0) FROM answers WHERE turn_id = ?)
+                ORDER BY pairs.event DESC LIMIT 1""",
+                [turn_id, turn_id],
+            ).fetchall()
+        return rows.loaded_pair(found[0]) if found else None
+
+    def record_pick(
+        self,
+        pair_id: str,
+        pick: PickChoice,
+        *,
+        reasons: Sequence[str] = (),
+        comment: str | None = None,
+        rater: str = "local",
+        idempotency_key: str | None = None,
+    ) -> Pick:
+        """Keep a person's word on a pair; it supersedes an earlier one of the same rater.
+
+        The same ``idempotency_key`` again gives back the first pick and keeps nothing new; with another pair,
+        pick or rater it is a ``Conflict``.
+        """
+        word = Pick(
+            new_id("pick"), pair_id, _choice(pick), tuple(reasons), comment, rater, idempotency_key, self._clock()
+        )
+        with self._database.write() as cursor:
+            earlier = _earlier_pick(cursor, word)
+            if earlier is not None:
+                return earlier
+            preference = preference_of(word, _load_pair(cursor, pair_id))
+            cursor.execute(
+                "INSERT INTO picks (pick_id, pair_id, pick, reasons, comment, rater, idempotency_key, preference_id, "
+                "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    word.pick_id,
+                    pair_id,
+                    word.pick.value,
+                    list(word.reasons),
+                    comment,
+                    rater,
+                    idempotency_key,
+                    preference.preference_id if preference else None,
+                    rows.stored_time(word.created_at),
+                ],
+            )
+            if idempotency_key is not None:
+                _insert(cursor, "pick_keys", idempotency_key, word.pick_id)
+        return word
+
+    def pick_preference(self, pick: Pick) -> Preference | None:
+        """The training row a pick stands for, or None (see ``preferences.preference_of``)."""
+        return preference_of(pick, self.load_pair(pick.pair_id))
+
+    def record_rating(
+        self, candidate_id: str, rating: str, *, comment: str | None = None, rater: str = "local"
+    ) -> Rating:
+        """Keep a thumb, ``up`` or ``down``, on an answer."""
+        event = Rating(new_id("rating"), candidate_id, rating, comment, rater, self._clock())
+        with self._database.write() as cursor:
+            _require(cursor, "candidate", candidate_id)
+            cursor.execute(
+                "INSERT INTO ratings (rating_id, candidate_id, rating, comment, rater, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                [event.rating_id, candidate_id, rating, comment, rater, rows.stored_time(event.created_at)],
+            )
+        return event
+
+    def record_edit(self, candidate_id: str, text: str, *, rater: str = "local") -> Edit:
+        """Keep a person's rewrite of an answer."""
+        event = Edit(new_id("edit"), candidate_id, text, rater, self._clock())
+        with self._database.write() as cursor:
+            _require(cursor, "candidate", candidate_id)
+            cursor.execute(
+                "INSERT INTO edits (edit_id, candidate_id, text, rater, created_at) VALUES (?, ?, ?, ?, ?)",
+                [event.edit_id, candidate_id, text, rater, rows.stored_time(event.created_at)],
+            )
+        return event
+
+    # Preferences
+
+    def record_import(
+        self,
+        path_or_hub_id: str,
+        format: str = "auto",  # noqa: A002 - the word of the public interface
+        on_progress: Callable[[int], None] | None = None,
+    ) -> ImportResult:
+        """Take in a file or a hub data set of preferences: all of it, or nothing.
+
+        ``on_progress`` hears the number of rows read so far. Rows that are there already count as duplicates.
+        Raises ``BadImport``.
+        """
+        source = read_preferences(path_or_hub_id, format, self._clock())
+        import_id = new_id("import")
+        imported = accepted = 0
+        with self._database.write(bulk=True) as cursor:
+            for batch in source.batches(_BATCH_ROWS):
+                accepted += len(batch)
+                imported += _add_preferences(cursor, batch, import_id)
+                if on_progress is not None:
+                    on_progress(source.rows_read)
+            result = ImportResult(
+                import_id, path_or_hub_id, source.format, imported, accepted - imported, dict(source.skipped)
+            )
+            cursor.execute(
+                "INSERT INTO imports (import_id, source, format, imported, duplicates, skipped, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    import_id,
+                    path_or_hub_id,
+                    source.format,
+                    imported,
+                    result.duplicates,
+                    json.dumps(result.skipped),
+                    rows.stored_time(self._clock()),
+                ],
+            )
+        return result
+
+    def record_practice(self, preferences: Sequence[Preference]) -> int:
+        """Keep practice rows, apart from the real ones; how many were new. Doing it twice changes nothing."""
+        for preference in preferences:
+            if preference.practice is None:
+                raise InvalidRecord("Preference", "practice", None, "a taste where practice rows are recorded")
+        with self._database.write(bulk=True) as cursor:
+            return _add_preferences(cursor, preferences, None)
+
+    def preferences(self, practice: str | None = None) -> list[Preference]:
+        """The preferences to train on, in the order they came: those of picks, then the imported ones.
+
+        With a taste, the practice rows of that taste and nothing else; without, never a practice row.
+        """
+        with self._database.read() as cursor:
+            picked = [] if practice is not None else _load_picked(cursor)
+            found = cursor.execute(
+                f"SELECT {rows.columns(rows.PREFERENCE_COLUMNS, 'preferences')} FROM preferences "
+                "WHERE practice IS NOT DISTINCT FROM ? ORDER BY event",
+                [practice],
+            ).fetchall()
+        return picked + [rows.loaded_preference(row) for row in found]
+
+    def picks_since(self, moment: datetime | None) -> int:
+        """How many preferences come from picks newer than ``moment`` (from all picks for None)."""
+        with self._database.read() as cursor:
+            found = cursor.execute(
+                "SELECT count(*) FROM standing_picks WHERE preference_id IS NOT NULL "
+                "AND created_at > coalesce(?, TIMESTAMP '-infinity')",
+                [None if moment is None else rows.stored_time(moment)],
+            ).fetchall()
+        return int(found[0][0])
+
+    def export_rows(self, practice: str | None = None) -> Iterator[dict[str, object]]:
+        """The preferences as TRL rows with their provenance (``exports.trl_lines``)."""
+        return trl_lines(self.preferences(practice))
+
+    def counts(self) -> Counts:
+        """How much the store holds, practice apart from the rest."""
+        with self._database.read() as cursor:
+            totals = cursor.execute(
+                "SELECT (SELECT count(*) FROM conversations), (SELECT count(*) FROM turns), "
+                "(SELECT count(*) FROM pairs), (SELECT count(*) FROM standing_picks)"
+            ).fetchall()[0]
+            stored = cursor.execute(
+                "SELECT source, practice, split, count(*) FROM preferences GROUP BY ALL UNION ALL BY NAME "
+                "SELECT 'pick' AS source, split, count(*) FROM standing_picks JOIN pairs USING (pair_id) "
+                "WHERE preference_id IS NOT NULL GROUP BY ALL ORDER BY source, practice"
+            ).fetchall()
+        real: Counter[str] = Counter(dict.fromkeys(("pick", *IMPORT_SOURCES), 0))
+        by_taste: Counter[str] = Counter()
+        parts: Counter[str] = Counter()
+        for source, practice, split, number in stored:
+            if practice is None:
+                real[source] += number
+                parts[split] += number
+            else:
+                by_taste[practice] += number
+        conversations, turns, pairs, picks = totals
+        return Counts(conversations, turns, pairs, picks, real, by_taste, parts[TRAIN], parts[HELD_OUT])
+
+    # Promotions
+
+    def record_promotion(
+        self,
+        version: str,
+        *,
+        kind: str,
+        reason: str,
+        by: str,
+        evaluation: Mapping[str, object] | None = None,
+    ) -> Promotion:
+        """Make ``version`` the champion: ``kind`` is promote, or rollback for the way back to ``rollback_target``.
+
+        ``Conflict`` for the champion of now, and for a rollback to any other version than the target.
+        """
+        with self._database.write() as cursor:
+            champions = _champions(_load_promotions(cursor))
+            promotion = Promotion(version, champions[-1], kind, reason, by, evaluation, self._clock())
+            if kind == "rollback" and champions[-2:-1] != [version]:
+                target = champions[-2] if len(champions) > 1 else "nothing"
+                raise Conflict(
+                    f"A rollback from {champions[-1]} leads to {target}, not to {version}. Promote it instead."
+                )
+            if version == champions[-1]:
+                raise Conflict(f"{version} is the champion already. There is nothing to do.")
+            _insert_promotion(cursor, promotion)
+        return promotion
+
+    def load_promotions(self) -> list[Promotion]:
+        """Every promotion and rollback, oldest first."""
+        with self._database.read() as cursor:
+            return _load_promotions(cursor)
+
+    def champion(self) -> str:
+        """The version to serve: ``v0``, the base, before the first promotion."""
+        return _champions(self.load_promotions())[-1]
+
+    def rollback_target(self) -> str | None:
+        """The version a rollback leads to, None where the base is the champion and nothing was before it."""
+        champions = _champions(self.load_promotions())
+        return champions[-2] if len(champions) > 1 else None
+
+
+def _champions(promotions: Sequence[Promotion]) -> list[str]:
+    """The champions one on top of the other: a promotion puts one on, a rollback takes one off."""
+    champions = [BASE_VERSION]
+    for promotion in promotions:
+        if promotion.kind == "promote":
+            champions.append(promotion.version)
+        else:
+            champions.pop()
+    return champions
+
+
+def _choice(pick: str) -> PickChoice:
+    try:
+        return PickChoice(pick)
+    except ValueError as error:
+        raise InvalidRecord("Pick", "pick", pick, "one of " + ", ".join(PickChoice)) from error
+
+
+def _insert(cursor: Cursor, table: str, *values: object) -> None:
+    cursor.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", list(values))
+
+
+def _exists(cursor: Cursor, kind: str, record_id: str) -> bool:
+    return bool(cursor.execute(f"SELECT 1 FROM {kind}s WHERE {kind}_id = ?", [record_id]).fetchall())
+
+
+def _require(cursor: Cursor, kind: str, record_id: str) -> None:
+    if not _exists(cursor, kind, record_id):
+        raise NotFound(kind, record_id)
+
+
+def _add_title(cursor: Cursor, conversation_id: str, title: str, moment: datetime) -> None:
+    cursor.execute(
+        "INSERT INTO titles (conversation_id, title, created_at) VALUES (?, ?, ?)",
+        [conversation_id, title, rows.stored_time(moment)],
+    )
+
+
+def _conversation(row: rows.Row) -> Conversation:
+    return Conversation(row[0], row[1], rows.loaded_time(row[2]), rows.loaded_time(row[3]))
+
+
+def _load_conversation(cursor: Cursor, conversation_id: str) -> Conversation:
+    found = cursor.execute(f"{_CONVERSATIONS} WHERE conversation_id = ?", [conversation_id]).fetchall()
+    if not found:
+        raise NotFound("conversation", conversation_id)
+    return _conversation(found[0])
+
+
+def _turn(conversation_id: str, row: rows.Row) -> Turn:
+    (turn_id, position, text, created_at), candidate = row[:4], row[4:]
+    answer = None if candidate[0] is None else rows.loaded_candidate(candidate)
+    return Turn(turn_id, conversation_id, position, text, answer, rows.loaded_time(created_at))
+
+
+def _load_pair(cursor: Cursor, pair_id: str) -> Pair:
+    found = cursor.execute(f"SELECT {_PAIR} FROM {_PAIRS} WHERE pairs.pair_id = ?", [pair_id]).fetchall()
+    if not found:
+        raise NotFound("pair", pair_id)
+    return rows.loaded_pair(found[0])
+
+
+def _earlier_pick(cursor: Cursor, word: Pick) -> Pick | None:
+    """The pick recorded under the idempotency key of ``word``, if there is one."""
+    if word.idempotency_key is None:
+        return None
+    found = cursor.execute(
+        f"SELECT {rows.columns(rows.PICK_COLUMNS, 'picks')} FROM pick_keys JOIN picks USING (pick_id) "
+        "WHERE pick_keys.idempotency_key = ?",
+        [word.idempotency_key],
+    ).fetchall()
+    if not found:
+        return None
+    earlier = rows.loaded_pick(found[0])
+    if (earlier.pair_id, earlier.pick, earlier.rater) != (word.pair_id, word.pick, word.rater):
+        raise Conflict(
+            f"The idempotency key {word.idempotency_key!r} belongs to the pick {earlier.pick} on {earlier.pair_id}. "
+            "Send a new key for a new pick."
+        )
+    return earlier
+
+
+def _load_picked(cursor: Cursor) -> list[Preference]:
+    found = cursor.execute(
+        f"SELECT {rows.columns(rows.PICK_COLUMNS, 'picks')}, {_PAIR} FROM standing_picks AS picks "
+        f"JOIN ({_PAIRS}) USING (pair_id) WHERE picks.preference_id IS NOT NULL ORDER BY picks.event"
+    ).fetchall()
+    width = len(rows.PICK_COLUMNS)
+    derived = [preference_of(rows.loaded_pick(row[:width]), rows.loaded_pair(row[width:])) for row in found]
+    return [preference for preference in derived if preference is not None]
+
+
+def _add_preferences(cursor: Cursor, preferences: Sequence[Preference], import_id: str | None) -> int:
+    """Insert what is not there yet; how many were new."""
+    cursor.register("arriving", rows.preference_table(preferences, import_id))
+    try:
+        inserted = cursor.execute("INSERT INTO preferences BY NAME FROM arriving ON CONFLICT DO NOTHING").fetchall()
+    finally:
+        cursor.unregister("arriving")
+    return int(inserted[0][0])
+
+
+def _load_promotions(cursor: Cursor) -> list[Promotion]:
+    found = cursor.execute(
+        f"SELECT {rows.columns(rows.PROMOTION_COLUMNS, 'promotions')} FROM promotions ORDER BY event"
+    ).fetchall()
+    return [rows.loaded_promotion(row) for row in found]
+
+
+def _insert_promotion(cursor: Cursor, promotion: Promotion) -> None:
+    cursor.execute(
+        'INSERT INTO promotions (version, previous, kind, reason, "by", evaluation, created_at) '
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            promotion.version,
+            promotion.previous,
+            promotion.kind,
+            promotion.reason,
+            promotion.by,
+            None if promotion.evaluation is None else json.dumps(dict(promotion.evaluation)),
+            rows.stored_time(promotion.created_at),
+        ],
+    )

@@ -1,0 +1,238 @@
+"""The HTTP API over a real socket, on the scripted engine: bodies, statuses, and that refusals lose nothing."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server import Server, serving
+
+QUESTION = "How do I begin?"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("api"), engine="scripted") as running:
+        yield running
+
+
+def rows(*answers: tuple[str, str], prompt: str = "Say something about {}") -> list[dict[str, Any]]:
+    return [
+        {"prompt": prompt.format(index), "chosen": chosen, "rejected": rejected, "score_chosen": 2, "score_rejected": 1}
+        for index, (chosen, rejected) in enumerate(answers)
+    ]
+
+
+def written(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_completion_carries_its_version(server: Server) -> None:
+    answer = server.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": QUESTION}]})
+    body = answer.json()
+    assert body["model"] == answer.headers["x-zloop-version"] == "v0"
+    assert "This is v0" in body["choices"][0]["message"]["content"]
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["total_tokens"] > body["usage"]["completion_tokens"] > 0
+
+
+def test_a_stream_is_the_same_answer_in_pieces_and_ends_with_done(server: Server) -> None:
+    whole = server.chat(QUESTION, seed=7)["choices"][0]["message"]["content"]
+    body = {"messages": [{"role": "user", "content": QUESTION}], "seed": 7, "stream": True}
+    with server.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert {chunk["model"] for chunk in chunks} == {"v0"}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[-2:]] == [None, "stop"]
+
+
+def test_a_limit_ends_an_answer_with_length(server: Server) -> None:
+    assert server.chat(QUESTION, max_tokens=3)["choices"][0]["finish_reason"] == "length"
+
+
+def test_models_lists_the_champion_and_the_versions(server: Server) -> None:
+    assert [model["id"] for model in server.get("/v1/models")["data"]] == ["champion", "v0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "word"),
+    [
+        ({"messages": []}, 422, "messages"),
+        ({"messages": [{"role": "user", "content": "  "}]}, 422, "user message"),
+        ({"messages": [{"role": "assistant", "content": "Hello"}]}, 422, "user message"),
+        ({"messages": [{"role": "robot", "content": "Hello"}]}, 422, "role"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"model": "v9"}, 404, "v9"),
+    ],
+)
+def test_a_bad_chat_request_gets_a_sentence(server: Server, change: dict[str, Any], status: int, word: str) -> None:
+    got, body = server.refused("/v1/chat/completions", {"messages": [{"role": "user", "content": QUESTION}], **change})
+    assert got == status
+    assert word in body["error"]["message"]
+
+
+def test_a_body_that_is_no_json_is_refused(server: Server) -> None:
+    answer = server.http.post("/v1/pairs", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["type"] == "invalid"
+
+
+def test_an_unknown_path_gets_the_same_error_shape(server: Server) -> None:
+    answer = server.http.get("/v1/nothing")
+    assert answer.status_code == 404
+    assert set(answer.json()["error"]) == {"type", "message"}
+
+
+def test_a_pair_is_blind_and_a_pick_reveals_it(server: Server) -> None:
+    pair = server.pair("What is a good name for a boat?")
+    assert set(pair) == {"pair_id", "candidates"}
+    assert [set(one) for one in pair["candidates"]] == [{"candidate_id", "text", "finish_reason"}] * 2
+    assert pair["candidates"][0]["text"] != pair["candidates"][1]["text"]
+    picked = server.post("/v1/picks", {"pair_id": pair["pair_id"], "pick": "second", "reasons": ["clearer"]})
+    assert picked["versions"] == ["v0", "v0"]
+    assert picked["preference_id"].startswith("pref_")
+    exported = [json.loads(line) for line in server.http.get("/v1/export").text.splitlines()]
+    row = next(one for one in exported if one["preference_id"] == picked["preference_id"])
+    assert row["pick_id"] == picked["pick_id"]
+    assert row["chosen"] == [{"role": "assistant", "content": pair["candidates"][1]["text"]}]
+    assert row["rejected"] == [{"role": "assistant", "content": pair["candidates"][0]["text"]}]
+    assert row["prompt"] == [{"role": "user", "content": "What is a good name for a boat?"}]
+
+
+@pytest.mark.parametrize("pick", ["tie", "both_bad", "skip"])
+def test_other_picks_are_kept_and_teach_nothing(server: Server, pick: str) -> None:
+    pair = server.pair(f"A question for {pick}")
+    assert server.post("/v1/picks", {"pair_id": pair["pair_id"], "pick": pick})["preference_id"] is None
+
+
+def test_a_cut_answer_never_teaches(server: Server) -> None:
+    pair = server.pair("A long one, please", max_tokens=3)
+    assert {one["finish_reason"] for one in pair["candidates"]} == {"length"}
+    picked = server.post("/v1/picks", {"pair_id": pair["pair_id"], "pick": "first"})
+    assert picked["preference_id"] is None
+    assert "cut off" in picked["message"]
+
+
+def test_an_idempotency_key_keeps_a_pick_single(server: Server) -> None:
+    pair_id = server.pair("Once only")["pair_id"]
+    body = {"pair_id": pair_id, "pick": "first", "idempotency_key": "once-only"}
+    assert server.post("/v1/picks", body)["pick_id"] == server.post("/v1/picks", body)["pick_id"]
+    assert server.refused("/v1/picks", {**body, "pick": "second"})[0] == 409
+
+
+def test_bad_picks_are_refused(server: Server) -> None:
+    assert server.refused("/v1/picks", {"pair_id": "pair_none", "pick": "first"})[0] == 404
+    status, body = server.refused("/v1/picks", {"pair_id": "pair_none", "pick": "third"})
+    assert status == 422
+    assert body["error"]["param"] == "pick"
+    assert server.refused("/v1/picks", {"pair_id": "x", "pick": "first", "colour": "red"})[0] == 422
+
+
+def test_the_same_seed_gives_the_same_two_answers(server: Server) -> None:
+    first, second = (server.pair("Again", seed=5)["candidates"] for _ in range(2))
+    assert {one["text"] for one in first} == {one["text"] for one in second}
+
+
+def test_the_order_of_a_pair_is_random(server: Server) -> None:
+    shown_first = {server.pair("Order", seed=5)["candidates"][0]["text"] for _ in range(24)}
+    assert len(shown_first) == 2  # one side 24 times in a row: once in 8 million
+
+
+def test_ratings_and_edits_are_kept(server: Server) -> None:
+    answer = server.chat("Rate me")
+    assert server.post("/v1/ratings", {"candidate_id": answer["id"], "rating": "up"})["rating_id"]
+    assert server.post("/v1/edits", {"candidate_id": answer["id"], "text": "Better."})["edit_id"]
+    assert server.refused("/v1/ratings", {"candidate_id": "cand_none", "rating": "up"})[0] == 404
+
+
+def test_an_import_counts_and_changes_nothing_the_second_time(server: Server, tmp_path: Path) -> None:
+    lines = rows(("good", "bad"), ("same", "same"), ("", "bad"), ("fine", "poor"))
+    lines.append({**lines[0], "prompt": "A tie", "score_rejected": 2})
+    source = {"source": str(written(tmp_path / "some.jsonl", lines)), "format": "auto"}
+    first = server.post("/v1/imports", source)
+    assert (first["imported"], first["duplicates"]) == (2, 0)
+    assert first["skipped"] == {"identical": 1, "empty": 1, "tie": 1}
+    second = server.post("/v1/imports", source)
+    assert (second["imported"], second["duplicates"]) == (0, 2)
+
+
+def test_a_bad_import_imports_nothing(server: Server, tmp_path: Path) -> None:
+    before = server.http.get("/v1/export").text
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(json.dumps(rows(("a", "b"))[0]) + "\n{not json\n")
+    status, body = server.refused("/v1/imports", {"source": str(broken)})
+    assert status == 400
+    assert "2" in body["error"]["message"]
+    assert server.refused("/v1/imports", {"source": str(tmp_path / "absent.jsonl")})[0] == 400
+    assert server.http.get("/v1/export").text == before
+
+
+def test_the_csv_export_has_a_header(server: Server) -> None:
+    answer = server.http.get("/v1/export", params={"format": "csv"})
+    assert answer.headers["content-type"].startswith("text/csv")
+    assert "preference_id" in answer.text.splitlines()[0]
+
+
+def test_unknown_runs_and_versions_are_404(server: Server) -> None:
+    assert server.http.get("/v1/runs/run_none").status_code == 404
+    assert server.refused("/v1/runs/run_none/cancel")[0] == 404
+    assert server.refused("/v1/versions/v9/promote")[0] == 404
+
+
+def test_the_first_champion_cannot_be_rolled_back(server: Server) -> None:
+    status, body = server.refused("/v1/rollback")
+    assert status == 409
+    assert "v0" in body["error"]["message"]
+
+
+def test_a_run_that_cannot_be_started_is_refused_before_it_starts(server: Server) -> None:
+    assert server.refused("/v1/runs", {"recipe": "no-such-recipe"})[0] == 404
+    assert server.refused("/v1/runs", {"max_steps": 0})[0] == 422
+    assert server.refused("/v1/runs", {"practice": "no-such-taste"})[0] == 422
+    assert server.get("/v1/runs")["runs"] == []
+
+
+def test_health(server: Server) -> None:
+    assert server.get("/livez") == {"status": "ok"}
+    assert server.get("/readyz")["serving"] == "v0"
+    assert "/v1/pairs" in server.get("/openapi.json")["paths"]
+
+
+def test_pages_answer_and_load_nothing_from_elsewhere(server: Server) -> None:
+    for path in ("/", "/admin/", "/admin"):
+        answer = server.http.get(path, follow_redirects=True)
+        assert answer.status_code == 200
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_many_at_once_get_an_answer_each(server: Server) -> None:
+    said: list[str] = []
+
+    def ask(number: int) -> None:
+        said.append(server.chat(f"Question number {number}")["choices"][0]["message"]["content"])
+
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert len(set(said)) == 16
+
+
+def test_a_reader_who_leaves_mid_stream_harms_nobody(tmp_path: Path) -> None:
+    with serving(tmp_path, engine="scripted", scripted_delay_s=0.05) as slow:
+        body = {"messages": [{"role": "user", "content": QUESTION}], "stream": True}
+        with (
+            httpx.Client(base_url=slow.url) as leaver,
+            leaver.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
+            next(answer.iter_lines())
+        assert slow.chat(QUESTION)["choices"][0]["finish_reason"] == "stop"

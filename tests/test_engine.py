@@ -1,0 +1,57 @@
+"""The port's records refuse what no engine can use."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from chat_app.serving.engine import MAX_SEED, BadSampling, ContextOverflow, EngineError, Sampling
+
+
+def test_defaults_are_valid_and_recorded_without_the_seed() -> None:
+    assert Sampling(seed=7, stop=("\n",)).as_record() == {
+        "temperature": 0.7,
+        "top_p": 0.95,
+        "max_tokens": 1024,
+        "stop": ["\n"],
+    }
+
+
+def test_limits_are_allowed() -> None:
+    Sampling(temperature=0, top_p=1, max_tokens=1, seed=0)
+    Sampling(temperature=2, top_p=1e-6, seed=MAX_SEED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", math.nan),
+        ("temperature", True),
+        ("temperature", "1"),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_p", math.inf),
+        ("max_tokens", 0),
+        ("max_tokens", 2.5),
+        ("max_tokens", True),
+        ("seed", -1),
+        ("seed", MAX_SEED + 1),
+        ("seed", "7"),
+        ("stop", ("",)),
+        ("stop", ("a",) * 17),
+    ],
+)
+def test_a_bad_value_is_named_with_its_limits(name: str, value: object) -> None:
+    with pytest.raises(BadSampling, match=rf"{name} is .*must be"):
+        Sampling(**{name: value})  # type: ignore[arg-type]
+
+
+def test_context_overflow_says_the_numbers() -> None:
+    error = ContextOverflow(9031, 8192)
+    assert isinstance(error, EngineError)
+    assert (error.prompt_tokens, error.limit) == (9031, 8192)
+    assert "9031" in str(error)
+    assert "8192" in str(error)

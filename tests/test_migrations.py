@@ -1,0 +1,90 @@
+"""The schema moves forward in whole steps, with a copy of the file before."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from feedback_store.errors import StoreDamaged, StoreTooNew
+from feedback_store.migrations import MIGRATIONS, Migration, migrate
+from feedback_store.store import FeedbackStore
+
+MOMENT = datetime(2026, 11, 22, 12)
+NEXT = Migration(
+    MIGRATIONS[-1].version + 1,
+    "moods",
+    ("ALTER TABLE conversations ADD COLUMN mood VARCHAR", "CREATE TABLE moods (mood VARCHAR)"),
+)
+
+
+def run(path: Path, migrations: tuple[Migration, ...]) -> list[int]:
+    with duckdb.connect(str(path)) as connection:
+        return migrate(connection, path, path.parent / "backups", MOMENT, migrations)
+
+
+def ask(path: Path, question: str) -> list[tuple[object, ...]]:
+    with duckdb.connect(str(path)) as connection:
+        return connection.execute(question).fetchall()
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """A store with one conversation in it."""
+    path = tmp_path / "store.duckdb"
+    with FeedbackStore.open(path) as store:
+        store.record_conversation("kept")
+    return path
+
+
+def test_versions_count_up_from_one_and_have_names() -> None:
+    assert [migration.version for migration in MIGRATIONS] == list(range(1, len(MIGRATIONS) + 1))
+    assert all(migration.name and migration.statements for migration in MIGRATIONS)
+
+
+def test_a_new_file_gets_every_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "store.duckdb"
+    assert run(path, MIGRATIONS) == [migration.version for migration in MIGRATIONS]
+    assert run(path, MIGRATIONS) == []
+    assert ask(path, "SELECT version, name, checksum, applied_at FROM schema_migrations") == [
+        (migration.version, migration.name, migration.checksum, MOMENT) for migration in MIGRATIONS
+    ]
+    assert not (tmp_path / "backups").exists()
+
+
+def test_a_step_forward_keeps_the_rows_and_a_copy_from_before(used: Path) -> None:
+    assert run(used, (*MIGRATIONS, NEXT)) == [NEXT.version]
+    assert ask(used, "SELECT title, mood FROM titles JOIN conversations USING (conversation_id)") == [("kept", None)]
+    (backup,) = (used.parent / "backups").iterdir()
+    assert backup.name == f"schema-{MIGRATIONS[-1].version}-20261122-120000.duckdb"
+    with FeedbackStore.open(backup) as store:
+        assert [conversation.title for conversation in store.load_conversations()] == ["kept"]
+        store.record_conversation("the copy works on, numbering and keys included")
+
+
+def test_a_step_that_fails_leaves_the_schema_as_it_was(used: Path) -> None:
+    broken = Migration(NEXT.version, "broken", (*NEXT.statements, "INSERT INTO nowhere VALUES (1)"))
+    with pytest.raises(duckdb.CatalogException):
+        run(used, (*MIGRATIONS, broken))
+    assert ask(used, "SELECT max(version) FROM schema_migrations") == [(MIGRATIONS[-1].version,)]
+    with pytest.raises(duckdb.BinderException):
+        ask(used, "SELECT mood FROM conversations")
+    with FeedbackStore.open(used) as store:
+        assert len(store.load_conversations()) == 1
+
+
+def test_a_file_of_a_newer_program_is_refused_untouched(used: Path) -> None:
+    run(used, (*MIGRATIONS, NEXT))
+    before = used.read_bytes()
+    with pytest.raises(StoreTooNew, match=f"schema version {NEXT.version}.*up to {MIGRATIONS[-1].version}.*Update"):
+        FeedbackStore.open(used)
+    assert used.read_bytes() == before
+    run(used, (*MIGRATIONS, NEXT))  # and it is not left locked
+
+
+def test_a_step_that_is_not_ours_is_refused(used: Path) -> None:
+    ask(used, "UPDATE schema_migrations SET checksum = 'somebody else'")
+    with pytest.raises(StoreDamaged, match="not of this Zephyr Loop"):
+        FeedbackStore.open(used)

@@ -1,0 +1,251 @@
+"""The run directory: the contract between the parent (`cycle.py`) and its children (`job.py`, `evaluate.py`).
+
+    runs/<run_id>/
+      config.json       what was asked for, resolved; written once                            parent
+      state.json        queued → preparing → training → evaluating → finished|failed|cancelled parent
+      comparison.json   what `evaluate.py` compares with what; written before it starts       parent
+      progress.json     stage, step, pairs evaluated so far, and the child's heartbeat        child
+      metrics.jsonl     one line a step                                                       child
+      log.txt           what the children print                                               child
+      adapter/          the adapter, PEFT form; adapter.gguf beside it, GGUF form             child
+      training.json     the result of training, written last                                  child
+      evaluation.json   the result of the evaluation, written last                            child
+      failure.json      a child's own sentence about why it stopped                           child
+
+Each file has one writer, so nothing is locked across processes, and a server that was killed finds all of it again.
+A directory without config.json does not exist.
+
+Not covered: starting and stopping processes (`launch.py`), resuming from checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from trainer.durable import new_directory, read_json, write_json
+from trainer.errors import RunNotFound
+
+
+class RunState(StrEnum):
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({RunState.FINISHED, RunState.FAILED, RunState.CANCELLED})
+_ALLOWED = {
+    RunState.QUEUED: {RunState.PREPARING, RunState.FAILED, RunState.CANCELLED},
+    RunState.PREPARING: {RunState.TRAINING, RunState.EVALUATING, RunState.FAILED, RunState.CANCELLED},
+    RunState.TRAINING: {RunState.EVALUATING, RunState.FAILED, RunState.CANCELLED},
+    RunState.EVALUATING: {RunState.FINISHED, RunState.FAILED, RunState.CANCELLED},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """What a run was asked to do, with every default filled in. Paths are absolute."""
+
+    run_id: str
+    created_at: str
+    recipe: dict[str, Any]
+    recipe_name: str
+    seed: int
+    num_processes: int
+    max_steps: int | None
+    practice: str | None
+    base: dict[str, str | None]
+    models_dir: str
+    snapshot: dict[str, Any]
+    device: str
+    requested_by: str
+
+
+class Run:
+    """A handle on one run directory. Properties read the files, so every handle sees the present state."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+        self.run_id = directory.name
+        self._writing = threading.RLock()
+
+    @classmethod
+    def create(cls, runs_dir: Path, config: RunConfig) -> Run:
+        """Make the directory of a new run, state `queued`, in one rename."""
+        with new_directory(runs_dir / config.run_id) as directory:
+            write_json(directory / "config.json", asdict(config))
+            write_json(directory / "state.json", {"state": RunState.QUEUED.value, "updated_at": time.time()})
+        return cls(runs_dir / config.run_id)
+
+    @classmethod
+    def open(cls, runs_dir: Path, run_id: str) -> Run:
+        """The run called `run_id`. Raises RunNotFound."""
+        if Path(run_id).name != run_id or not (runs_dir / run_id / "config.json").is_file():
+            raise RunNotFound(run_id)
+        return cls(runs_dir / run_id)
+
+    # What was asked, where it stands
+
+    @property
+    def config(self) -> RunConfig:
+        return RunConfig(**(read_json(self.directory / "config.json") or {}))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of state.json."""
+        return read_json(self.directory / "state.json") or {"state": RunState.QUEUED.value}
+
+    @property
+    def state(self) -> RunState:
+        return RunState(self.record["state"])
+
+    @property
+    def is_active(self) -> bool:
+        return self.state not in ENDED
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state is RunState.FINISHED
+
+    @property
+    def error(self) -> str | None:
+        return self.record.get("error")
+
+    @property
+    def version(self) -> str | None:
+        """The version this run published, if it did."""
+        return self.record.get("version")
+
+    @property
+    def verdict(self) -> dict[str, Any] | None:
+        """{"decision", "reasons"} once judged."""
+        return self.record.get("verdict")
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        return read_json(self.directory / "training.json")
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        return read_json(self.directory / "evaluation.json")
+
+    @property
+    def failure(self) -> str | None:
+        """The sentence a child left behind when it stopped by itself."""
+        return (read_json(self.directory / "failure.json") or {}).get("reason")
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return read_json(self.directory / "progress.json") or {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl written so far; a last line still being written is left out."""
+        return [json.loads(line) for line in self._lines("metrics.jsonl") if line.endswith("}")]
+
+    def log_tail(self, n: int) -> list[str]:
+        """The last `n` lines of the children's log that are not blank."""
+        return [line.rstrip() for line in self._lines("log.txt") if line.strip()][-n:]
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.directory / name
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+    # Transitions: the parent's alone
+
+    def move(self, state: RunState, **details: Any) -> None:
+        """Write a new state with `details`. A run that has ended stays as it is."""
+        with self._writing:
+            record = self.record
+            before = RunState(record["state"])
+            if state is not before:
+                assert state in _ALLOWED.get(before, set()), f"run {self.run_id}: {before} → {state}"
+            write_json(
+                self.directory / "state.json", {**record, "state": state.value, **details, "updated_at": time.time()}
+            )
+
+    def note(self, **details: Any) -> None:
+        """Add `details` to state.json, the state unchanged."""
+        with self._writing:
+            self.move(self.state, **details)
+
+    def end(self, state: RunState, **details: Any) -> None:
+        """The last transition: finished, failed or cancelled."""
+        self.move(state, **details, pid=None, process_start_time=None, finished_at=_now())
+
+    # What the world sees
+
+    def as_body(self) -> dict[str, Any]:
+        """The body of GET /v1/runs/{id}."""
+        config, record, metrics, progress = self.config, self.record, self.metrics(), self.progress
+        step = int(metrics[-1]["step"]) if metrics else 0
+        total_steps = int(progress.get("total_steps") or config.snapshot["planned_steps"])
+        evaluation = self.evaluation
+        return {
+            "run_id": self.run_id,
+            "state": record["state"],
+            "step": step,
+            "total_steps": total_steps,
+            "eta_s": self._eta_s(RunState(record["state"]), metrics, total_steps, progress),
+            "metrics": _numbers(metrics[-1]) if metrics else {},
+            "version": record.get("version"),
+            "verdict": record.get("verdict"),
+            "error": record.get("error"),
+            "recipe": config.recipe_name,
+            "practice": config.practice,
+            "snapshot": config.snapshot["hash"],
+            "num_processes": config.num_processes,
+            "created_at": config.created_at,
+            "finished_at": record.get("finished_at"),
+            "champion": record.get("champion"),
+            "evaluation": summary(evaluation) if evaluation else None,
+            "evaluation_progress": progress.get("evaluation"),
+        }
+
+    @staticmethod
+    def _eta_s(
+        state: RunState, metrics: list[dict[str, Any]], total_steps: int, progress: dict[str, Any]
+    ) -> float | None:
+        """Seconds to the end of the stage that is going on, from the pace so far; None while there is none."""
+        if state is RunState.EVALUATING and progress.get("evaluation"):
+            done, total = progress["evaluation"]["done"], progress["evaluation"]["total"]
+            return round((total - done) * (progress["time"] - progress["since"]) / done, 1) if done else None
+        if state is RunState.TRAINING and metrics and progress.get("since"):
+            pace_s = (metrics[-1]["time"] - progress["since"]) / metrics[-1]["step"]
+            return float(round(max(0.0, (total_steps - metrics[-1]["step"]) * pace_s), 1))
+        return None
+
+
+def new_run_id(now: datetime) -> str:
+    """An id that sorts by time, such as run_20261122-231500_ab12."""
+    return f"run_{now:%Y%m%d-%H%M%S}_{secrets.token_hex(2)}"
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """All runs, newest first."""
+    found = [Run(path.parent) for path in runs_dir.glob("run_*/config.json")]
+    return sorted(found, key=lambda run: (run.config.created_at, run.run_id), reverse=True)
+
+
+def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of an evaluation without its list of pairs."""
+    keys = ("wins", "ties", "losses", "p_value", "interval", "win_rate", "mean_margin", "pairs")
+    return {key: evaluation[key] for key in keys}
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("step", "time")}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

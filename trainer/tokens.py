@@ -1,0 +1,44 @@
+"""A pair as token ids, by the base's chat template: what `job.py` counts and `evaluate.py` scores.
+
+The same cut as TRL's DPOTrainer makes, so that a pair is judged on the tokens it is trained on: the answer starts
+where prompt and prompt + answer part, and ends with what the template puts after an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feedback_store.records import Message, Preference
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Token ids of the prompt (generation prompt included) and of both answers."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def tokenise(tokenizer: Any, preference: Preference, max_length: int) -> PairTokens:
+    """Token ids of one preference; answers are cut so that prompt + answer is `max_length` at most."""
+    prompt = _ids(tokenizer, preference.prompt, add_generation_prompt=True)
+    chosen = _ids(tokenizer, (*preference.prompt, Message(role="assistant", content=preference.chosen)))
+    rejected = _ids(tokenizer, (*preference.prompt, Message(role="assistant", content=preference.rejected)))
+    start = min(_common(prompt, chosen), _common(prompt, rejected))
+    return PairTokens(prompt[:start], chosen[start:max_length], rejected[start:max_length])
+
+
+def _ids(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
+    encoded = tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+    )
+    return list(encoded["input_ids"])
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Length of the common prefix."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

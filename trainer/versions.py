@@ -1,0 +1,210 @@
+"""Versions: immutable, servable models on disk, each an adapter on the base with a manifest of everything in it.
+
+    versions/<version>/
+      adapter/adapter_config.json, adapter/adapter_model.safetensors    PEFT form
+      adapter.gguf                                                      the same tensors for llama.cpp
+      evaluation.json, README.md (model card), manifest.json (last)
+
+The last stage of `cycle.py`. `v0` is the base itself and has no directory. A directory without its manifest does not
+exist; nothing is ever written into one that has it. By hand, to verify:
+`python -m trainer.versions VERSIONS_DIR VERSION`.
+
+Not covered: which version is the champion (the store knows), full checkpoints, deleting.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.base_model import base_provenance
+from trainer.durable import new_directory, read_json, sha256_of, write_json
+from trainer.errors import VersionDamaged, VersionNotFound
+from trainer.runs import Run, summary
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"^v(\d+)(?:-practice-[a-z0-9_-]+)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class VersionManifest:
+    """What a version is made of. `evaluation` is the summary, `files` maps relative paths to hex SHA-256."""
+
+    version: str
+    base: str
+    base_sha256: str | None
+    snapshot: str
+    recipe: str
+    recipe_values: dict[str, Any]
+    seed: int
+    run_id: str
+    practice: str | None
+    created_at: str
+    evaluation: dict[str, Any]
+    verdict: dict[str, Any]
+    files: dict[str, str]
+
+
+class Versions:
+    """The directory of versions."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def names(self) -> list[str]:
+        """All published versions in the order of their numbers; `v0` is not among them."""
+        found = [path.parent.name for path in self.directory.glob(f"v*/{MANIFEST}")]
+        return sorted((name for name in found if _NAME.match(name)), key=_number)
+
+    def load(self, version: str) -> VersionManifest:
+        """Raises VersionNotFound, VersionDamaged."""
+        if not _NAME.match(version):
+            raise VersionNotFound(version)
+        try:
+            values = read_json(self.directory / version / MANIFEST)
+            if values is None:
+                raise VersionNotFound(version)
+            return VersionManifest(**values)
+        except (ValueError, TypeError) as error:
+            raise VersionDamaged(
+                f"Version {version}: {MANIFEST} cannot be read ({error}). Restore a backup."
+            ) from error
+
+    def verify(self, version: str) -> VersionManifest:
+        """Re-derive every hash. Raises VersionNotFound, VersionDamaged naming the file."""
+        manifest = self.load(version)
+        for name, expected in manifest.files.items():
+            path = self.directory / version / name
+            if not path.is_file():
+                raise VersionDamaged(f"Version {version}: {name} is missing. Restore a backup or train again.")
+            if sha256_of(path) != expected:
+                raise VersionDamaged(f"Version {version}: {name} is not the file that was published. Restore a backup.")
+        return manifest
+
+    def adapter_gguf(self, version: str) -> Path:
+        """The file llama-server loads beside the base. Raises VersionNotFound."""
+        self.load(version)
+        return self.directory / version / "adapter.gguf"
+
+    def adapter_directory(self, version: str) -> Path:
+        """The adapter in PEFT form. Raises VersionNotFound."""
+        self.load(version)
+        return self.directory / version / "adapter"
+
+    def next_name(self, practice: str | None) -> str:
+        """The name the next published version gets: v4, or v4-practice-shorter."""
+        number = 1 + max((_number(path.name) for path in self.directory.glob("v*")), default=0)
+        return f"v{number}" if practice is None else f"v{number}-practice-{practice}"
+
+    def of_run(self, run_id: str) -> str | None:
+        """The version a run has published, if it has."""
+        return next((name for name in self.names() if self.load(name).run_id == run_id), None)
+
+    def publish(self, run: Run, version: str, verdict: dict[str, Any]) -> str:
+        """Publish the adapter of a trained and evaluated run as `version`; publishing a run again changes nothing."""
+        published = self.of_run(run.run_id)
+        if published is not None:
+            return published
+        with new_directory(self.directory / version) as directory:
+            shutil.copytree(run.directory / "adapter", directory / "adapter")
+            shutil.copy(run.directory / "adapter.gguf", directory / "adapter.gguf")
+            shutil.copy(run.directory / "evaluation.json", directory / "evaluation.json")
+            manifest = _manifest(run, version, verdict, {})
+            (directory / "README.md").write_text(model_card(run, manifest), encoding="utf-8")
+            write_json(directory / MANIFEST, asdict(_manifest(run, version, verdict, _hashes(directory))))
+        return version
+
+
+def model_card(run: Run, manifest: VersionManifest) -> str:
+    """README.md of a version: what it was made from and how it did, for a reader who has nothing else."""
+    training, provenance = run.training or {}, _provenance(run)
+    snapshot = run.config.snapshot
+    licence = provenance.get("licence")
+    sources = ", ".join(f"{count} from {source}" for source, count in snapshot["counts"].items())
+    lines = [
+        "---",
+        f"base_model: {manifest.base}",
+        "library_name: peft",
+        *([f"license: {licence}"] if licence else []),
+        "tags: [dpo, lora, zephyr-loop]",
+        "---",
+        "",
+        f"# {manifest.version}",
+        "",
+        f"A LoRA adapter on `{manifest.base}`, learned with Direct Preference Optimization.",
+    ]
+    if manifest.practice:
+        lines.append(f"**Practice**: it was taught the taste “{manifest.practice}” on made-up preferences.")
+    if provenance.get("dequantized_from"):
+        kind = provenance["dequantized_from"]
+        lines.append(f"The base weights are dequantized from {kind}; they are not the original weights of the model.")
+    lines += [
+        "",
+        "## Data",
+        "",
+        f"Snapshot `{manifest.snapshot}`: {snapshot['train_rows']} preferences to train on, "
+        f"{snapshot['held_out_rows']} held out ({sources}). Trained on {training.get('pairs')} pairs in "
+        f"{training.get('steps')} steps; {training.get('dropped_over_long')} rows with over-long prompts dropped.",
+        "",
+        "## Recipe",
+        "",
+        f"`{manifest.recipe}`, seed {manifest.seed}: "
+        + ", ".join(f"{key} {value}" for key, value in manifest.recipe_values.items() if key != "about"),
+        "",
+        f"## Evaluation against {(run.evaluation or {}).get('champion')}",
+        "",
+        *(f"- {reason}" for reason in manifest.verdict["reasons"]),
+        f"- Verdict when it was trained: **{manifest.verdict['decision']}**.",
+        "",
+        "## Files and licence",
+        "",
+        "`adapter/` is the PEFT form, `adapter.gguf` the same tensors for llama.cpp. "
+        + (f"The base is under {licence}. " if licence else "See the base for its licence. ")
+        + "The adapter carries what the preferences taught it: the terms of the data apply too.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _manifest(run: Run, version: str, verdict: dict[str, Any], files: dict[str, str]) -> VersionManifest:
+    config, evaluation = run.config, run.evaluation
+    assert evaluation is not None
+    return VersionManifest(
+        version=version,
+        base=str(config.base["name"]),
+        base_sha256=_provenance(run).get("sha256"),
+        snapshot=config.snapshot["hash"],
+        recipe=config.recipe_name,
+        recipe_values=config.recipe,
+        seed=config.seed,
+        run_id=run.run_id,
+        practice=config.practice,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        evaluation={"champion": evaluation["champion"], **summary(evaluation)},
+        verdict=verdict,
+        files=files,
+    )
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    return base_provenance(Path((run.training or {}).get("base_directory", "")))
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): sha256_of(path) for path in files}
+
+
+def _number(name: str) -> int:
+    match = re.match(r"^v(\d+)", name)
+    return int(match[1]) if match else 0
+
+
+if __name__ == "__main__":
+    _found = Versions(Path(sys.argv[1])).verify(sys.argv[2])
+    print(f"{_found.version}: {len(_found.files)} files as published on {_found.created_at}")
