@@ -16,8 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.supervisor import Supervisor
-
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
 from chat_app.operations import Operations
@@ -31,6 +29,7 @@ from trainer import schedule
 from trainer.base_model import BaseModel, embedded
 from trainer.recipe import recipe_names
 from trainer.runs import Run
+from trainer.supervisor import Supervisor
 from trainer.verdict import decide
 
 TRAINER_STATUSES: Mapping[type[Exception], int] = {
@@ -93,7 +92,7 @@ class TrainerRoom:
         return {
             "version": version,
             "against": against,
-            "evaluation": {key: value for key, value in evaluation.items() if key != "per_pair"},
+            "evaluation": {key: value for key, value in evaluation.items() if key != "results"},
             "verdict": decide(evaluation, against, version).as_dict(),
         }
 

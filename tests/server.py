@@ -86,8 +86,12 @@ def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "chat_app"],
-            env=environment(data_dir, port=port, **settings), stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=ROOT,
-        )  # fmt: skip
+            env=environment(data_dir, port=port, **settings),
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
     url = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=url, timeout=120) as http:
         try:

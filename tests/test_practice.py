@@ -34,7 +34,7 @@ def test_every_row_is_sane() -> None:
             assert len(lines) == len(set(lines))
             assert len(lines) == 1 or all(line.startswith("- ") for line in lines)
             words = re.findall(r"[a-z']+", answer.lower())
-            runs = [tuple(words[start : start + 4]) for start in range(len(words) - 3)]
+            runs = [tuple(words[start : start + 5]) for start in range(len(words) - 4)]
             assert len(runs) == len(set(runs)), f"repeats itself: {answer}"
 
 

@@ -19,7 +19,7 @@ def test_values_are_read_from_the_environment_and_other_variables_left_alone(tmp
 
 
 def test_an_unknown_setting_is_refused_by_name() -> None:
-    with pytest.raises(SettingsError, match="ZLOOP_PROT.*ZLOOP_PORT"):
+    with pytest.raises(SettingsError, match=r"ZLOOP_PROT.*ZLOOP_PORT"):
         load_settings({"ZLOOP_PROT": "9000"})
 
 

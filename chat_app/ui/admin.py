@@ -11,12 +11,12 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
-from feedback_store.practice import TASTES
 
 from chat_app.operations import Operations, Refused, Status
 from chat_app.serving.engine import EngineError
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
+from feedback_store.practice import TASTES
 
 EVERY_S = 1.0
 PLOTS = (("loss", "loss"), ("rewards/margins", "rewards/margins"), ("rewards/accuracies", "rewards/accuracies"))
@@ -52,10 +52,10 @@ class AdminPage:
                     self.recipe = gr.Dropdown(
                         list(self.operations.recipes()), label="Recipe", min_width=140, filterable=False
                     )
-                    self.steps = gr.Number(None, label="Steps", info="empty: all", precision=0, min_width=90)
-                    self.processes = gr.Number(
-                        None, label="Processes", info="empty: automatic", precision=0, min_width=110
+                    self.steps = gr.Number(
+                        0, label="Steps", info="0: as many as the recipe says", precision=0, min_width=90
                     )
+                    self.processes = gr.Number(0, label="Processes", info="0: automatic", precision=0, min_width=110)
                 with gr.Row():
                     self.start = gr.Button("Start retrain", variant="primary", elem_id="start-retrain")
                     self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel-run")
@@ -364,7 +364,8 @@ def _points(lines: Sequence[Mapping[str, Any]], key: str) -> pd.DataFrame:
 
 
 def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
+    """What a person typed; an empty field comes as 0, and means: no wish."""
+    return int(number) if number else None
 
 
 def _duration(seconds: float) -> str:

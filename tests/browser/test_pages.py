@@ -1,0 +1,236 @@
+"""The pages in a real browser: chat, compare, pick by key, stop, retry; train, promote and roll back as an admin.
+
+The `scripted` engine answers (so that what is read can be checked) and the trainer trains the tiny model for real.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from server import Server, serving
+from tiny_model import build_tiny_gguf
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+PHONE = {"width": 390, "height": 844}
+SOON = 20_000
+RUN = 300_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Server]:
+    with serving(
+        tmp_path_factory.mktemp("data"), engine="scripted", model=tiny, scripted_delay_s=0.05, compare_share=0
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The chat page; the test fails when the browser reports an error or asks another host for anything."""
+    troubles: list[str] = []
+    context = browser.new_context(base_url=server.url)
+    opened = context.new_page()
+    opened.set_default_timeout(SOON)
+    opened.on("pageerror", lambda error: _note_error(str(error), troubles))
+    opened.on("console", lambda message: message.type == "error" and _note_error(message.text, troubles))
+    opened.on("requestfinished", lambda request: _note_stranger(request.url, server.url, troubles))
+    open_chat(opened)
+    yield opened
+    context.close()
+    assert not troubles
+
+
+def _note_error(text: str, troubles: list[str]) -> None:
+    blocked_image = "img-src" in text  # as it should be
+    left_while_streaming = text.startswith("AbortError")
+    if not blocked_image and not left_while_streaming:
+        troubles.append(text)
+
+
+def _note_stranger(url: str, ours: str, troubles: list[str]) -> None:
+    if not url.startswith((ours, "data:", "blob:")):
+        troubles.append(f"the page asked for {url}")
+
+
+def open_chat(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator("#message textarea")).to_be_enabled(timeout=SOON)
+    expect(page.locator(".zl-badge")).to_contain_text("v", timeout=SOON)
+
+
+def compare(page: Page, how: str) -> None:
+    page.get_by_label(how, exact=True).check(force=True)
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#message textarea", text)
+    page.press("#message textarea", "Enter")
+    expect(page.locator("#stop")).to_be_enabled()
+
+
+def wait_for_the_answer(page: Page) -> None:
+    expect(page.locator("#stop")).to_be_disabled(timeout=SOON)
+    expect(page.locator("#send")).to_be_enabled()
+
+
+def answers(page: Page) -> "list[str]":
+    return page.locator("#conversation .bot.message").all_inner_texts()
+
+
+def test_a_conversation_streams_goes_on_and_survives_a_restart(page: Page, tmp_path: Path, server: Server) -> None:
+    compare(page, "never")
+    say(page, "How do I learn to swim?")
+    expect(page.locator("#conversation")).to_contain_text("You asked: How do I learn to swim?")
+    wait_for_the_answer(page)
+    say(page, "And to dive?")
+    expect(page.locator("#conversation")).to_contain_text("You asked: And to dive?")
+    wait_for_the_answer(page)
+    assert len(answers(page)) == 2
+    page.reload()
+    expect(page.locator("#conversation")).to_contain_text("You asked: And to dive?")
+    expect(page.locator("#side")).to_contain_text("How do I learn to swim?")
+
+
+def test_stop_keeps_what_was_written_and_retry_answers_again(page: Page) -> None:
+    compare(page, "never")
+    say(page, "Tell me a long story")
+    expect(page.locator("#conversation")).to_contain_text("This is v0")
+    page.click("#stop")
+    expect(page.locator("#note")).to_contain_text("Stopped")
+    stopped = answers(page)[-1]
+    page.click("#retry")
+    wait_for_the_answer(page)
+    expect(page.locator("#conversation .bot.message").last).not_to_have_text(stopped)
+    assert len(answers(page)) == 1
+
+
+def test_new_starts_another_conversation_and_the_list_brings_the_first_back(page: Page) -> None:
+    compare(page, "never")
+    say(page, "The first one")
+    wait_for_the_answer(page)
+    expect(page.locator("#conversation")).to_contain_text("You asked: The first one")
+    page.get_by_role("button", name="+ New").click()
+    expect(page.locator("#conversation")).not_to_contain_text("The first one")
+    say(page, "The second one")
+    expect(page.locator("#conversation")).to_contain_text("You asked: The second one")
+    wait_for_the_answer(page)
+    page.locator("#side label", has_text="The first one").click()
+    expect(page.locator("#conversation")).to_contain_text("You asked: The first one")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("2", "Saved, thank you"), ("0", "tie"), ("x", "both bad"), ("s", "Skipped")]
+)
+def test_two_answers_are_blind_until_a_key_picks(page: Page, server: Server, key: str, said: str) -> None:
+    before = len(server.http.get("/v1/export").text.splitlines())
+    compare(page, "always")
+    say(page, "Which is better?")
+    expect(page.locator("#pick-first")).to_be_enabled()
+    second = page.locator("#answer-2 .prose p").last.inner_text()
+    assert second != page.locator("#answer-1 .prose p").last.inner_text()
+    expect(page.locator("#note")).not_to_contain_text("v0")
+    page.keyboard.press(key)
+    expect(page.locator("#note")).to_contain_text("Both answers came from v0")
+    expect(page.locator("#note")).to_contain_text(said)
+    kept = len(server.http.get("/v1/export").text.splitlines())
+    expect(page.locator("#note")).to_contain_text(f"{kept} of 50 until the next retrain")
+    assert kept - before == (1 if key == "2" else 0)
+    if key == "2":
+        assert answers(page)[-1].startswith(second)
+
+
+def test_a_pair_that_waits_is_there_again_after_a_reload(page: Page) -> None:
+    compare(page, "always")
+    say(page, "Which is better?")
+    expect(page.locator("#pick-first")).to_be_enabled()
+    page.reload()
+    expect(page.locator("#pick-second")).to_be_enabled()
+    page.click("#pick-first")
+    expect(page.locator("#note")).to_contain_text("Saved, thank you")
+
+
+def test_keys_do_nothing_while_one_types(page: Page) -> None:
+    compare(page, "never")
+    page.click("#message textarea")
+    page.keyboard.type("1 2 0 x s")
+    expect(page.locator("#message textarea")).to_have_value("1 2 0 x s")
+
+
+def test_a_thumb_is_kept(page: Page) -> None:
+    compare(page, "never")
+    say(page, "Rate this")
+    wait_for_the_answer(page)
+    page.get_by_label("Like", exact=True).last.click()
+    expect(page.locator("#note")).to_contain_text("your rating is saved")
+
+
+def test_what_a_model_writes_cannot_leave_its_box(page: Page) -> None:
+    compare(page, "never")
+    say(
+        page,
+        '<img src="http://example.com/x.png"><b style="position:fixed;inset:0">hi</b><script>window.ran=1</script>',
+    )
+    expect(page.locator("#conversation")).to_contain_text("This is v0")
+    wait_for_the_answer(page)
+    assert page.evaluate("window.ran") is None
+    page.get_by_role("button", name="+ New").click()  # nothing lies over the page
+    expect(page.locator("#conversation")).not_to_contain_text("This is v0")
+
+
+def test_the_pair_and_its_buttons_are_in_reach_on_a_phone(page: Page) -> None:
+    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    compare(page, "always")
+    say(page, "Which is better?")
+    expect(page.locator("#pick-first")).to_be_enabled()
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.click("#pick-second")
+    expect(page.locator("#note")).to_contain_text("Saved, thank you")
+
+
+def test_a_run_is_started_watched_promoted_and_rolled_back_on_the_admin_page(
+    page: Page, server: Server, tmp_path: Path
+) -> None:
+    source = tmp_path / "some.jsonl"
+    source.write_text(
+        "".join(f'{{"prompt": "Question {n}", "chosen": "good {n}", "rejected": "bad {n}"}}\n' for n in range(40))
+    )
+    page.goto("/admin/")
+    page.fill("#import-source input, #import-source textarea", str(source))
+    page.click("#import")
+    expect(page.locator("#imported")).to_contain_text("Imported 40")
+    page.get_by_label("Steps").fill("2")
+    page.click("#start-retrain")
+    expect(page.locator("#message-line")).to_contain_text("Started run_")
+    expect(page.locator("#cancel-run")).to_be_enabled()
+    page.reload()  # the run does not live in the page
+    expect(page.locator("#run")).to_contain_text("held-out", timeout=RUN)
+    expect(page.locator("#run")).to_contain_text(re.compile("wins?,"))
+    page.click("#promote-newest")
+    expect(page.locator("#message-line")).to_contain_text("v1 answers from now on")
+    expect(page.locator(".zl-badge")).to_contain_text("v1")
+    open_chat(page)
+    compare(page, "never")
+    say(page, "Who is this?")
+    expect(page.locator("#conversation")).to_contain_text("This is v1")
+    page.goto("/admin/")
+    page.click("#rollback")
+    expect(page.locator("#message-line")).to_contain_text("v0 answers again")
