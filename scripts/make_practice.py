@@ -1,6 +1,6 @@
 """Make feedback_store/practice.jsonl: everyday prompts with two answers each, written by the embedded model itself.
 
-    python scripts/make_practice.py            about ten minutes on two busy cores; overwrites the committed file
+    python scripts/make_practice.py            a quarter of an hour on two busy cores; overwrites the committed file
 
 The prompts are ours: the templates and topics below. Every prompt gets two answers of two different styles, and the
 six combinations of four styles take turns, so that no taste is always the same choice as another:
@@ -12,9 +12,9 @@ A 135M model follows an instruction loosely. So each style shows it an example t
 prefilled ("-", "Would you like"), and every answer is cut by this script after its last whole sentence or line (short:
 after the first sentence). An answer that is still not in its style, repeats itself or looks broken is drawn again with
 the next seed, at most TRIES times; then the prompt is dropped. There are more prompts than needed: they are tried until
-each combination has its number of pairs in each part of the split (feedback_store.preferences.split_of). The order, the
-seeds and the split follow from the prompts' hashes, so the same model and the same build of the engine give the same
-file again, but for a rounding difference that tips a token.
+each combination has its number of pairs in each part of the split (feedback_store.preferences.split_of). Prompts, their
+order, styles, seeds and split follow from hashes. The words do not quite: the server's prompt cache changes roundings,
+now and then one tips a token, and so a second run makes a set like the first and not the same bytes.
 
 It does not judge whether an answer is true: the tastes are about form.
 """
@@ -228,7 +228,8 @@ BROKEN = re.compile(r"[\[\]{}<>*#_|\\\"]|\d\.\s|[a-z.:] - |\bAI\b|language model
 UNWANTED = re.compile(
     r"\b(medic|drug|doctor|health|diet|wine|beer|alcohol|smok|kill|weapon|gun\b|bleach|poison|toxic|naked|intimate|sex|"
     r"god\b|hate|illness|disease|skin|inhal|sugar|weight|exercise|breakfast|credit card|quickie|murder|die\b|dead|"
-    r"death|bathtub|lace a|gambl|casino|baccarat|lighter)",
+    r"death|bathtub|lace a|gambl|casino|baccarat|lighter|"
+    r"frog)",  # the model's frogs end in the kitchen
     re.IGNORECASE,
 )
 

@@ -42,7 +42,7 @@ def test_the_embedded_model_too(tmp_path: Path) -> None:
     model = embedded()
     assert model.gguf is not None
     base = ensure_base(model, tmp_path / "models")
-    adapter = tiny_model.random_adapter(base, tmp_path / "adapter", scale=0.2)
+    adapter = tiny_model.random_adapter(base, tmp_path / "adapter", scale=6.0)
     write_gguf_adapter(adapter, base, tmp_path / "adapter.gguf")
     prompts = [[1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]]
 

@@ -149,8 +149,8 @@ class LlamaEngine:
 async def build_llama_engine(served: ServedVersion, *, log_dir: Path, threads: int | None = None) -> LlamaEngine:
     """Start a llama-server for the version and wait until it is healthy.
 
-    `threads` None: one core is left to everything else. The server's threads wait for each other by spinning, so one
-    that shares its core with any busy process, however nice, slows all of them down to a tenth.
+    `threads` None: one core is left to everything else. The server's threads wait for each other by spinning, so where
+    one of them must share its core with busy processes, all of them slow down, and two are slower than one.
     The server's own words go to `log_dir/llama-<version>.log`. Raises EngineStartFailed with the last of them.
     """
     if served.base_gguf is None:
