@@ -11,7 +11,7 @@ RUN apt-get update \
 RUN useradd --create-home --uid 1000 zloop && install -d -o zloop /data
 WORKDIR /srv/zephyr-loop
 RUN chown zloop .
-USER zloop
+USER 1000
 
 COPY --chown=zloop pyproject.toml constraints.txt README.md LICENSE Makefile ./
 COPY --chown=zloop scripts/setup.sh scripts/

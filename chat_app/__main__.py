@@ -6,6 +6,7 @@ The one place of chat_app (with `cli.py`) that knows the trainer. Everything it 
 import asyncio
 import json
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -159,6 +160,7 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
     """Serve until interrupted. Raises CannotServe."""
     import uvicorn
 
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")  # no phone-home
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

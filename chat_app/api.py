@@ -463,4 +463,4 @@ def _error_response(
     if retry_after_s is not None or status in (429, 503):
         headers["Retry-After"] = str(retry_after_s or 5)
     kind = TYPES.get(status, "unavailable" if status == 503 else "failed")
-    return JSONResponse({**error_body(kind, message, param), **(extra or {})}, status, headers)
+    return JSONResponse({**(extra or {}), **error_body(kind, message, param)}, status, headers)

@@ -77,7 +77,7 @@ def test_a_dead_child_is_dead_and_reaped(tmp_path: Path) -> None:
 
 def test_the_whole_tree_ends_even_a_worker_that_ignores_sigterm(tmp_path: Path) -> None:
     child = start(tmp_path, LAUNCHER)
-    wait_until("the worker is up", lambda: "up" in (tmp_path / "log.txt").read_text())
+    wait_until("the worker is up", lambda: "\nup\n" in (tmp_path / "log.txt").read_text())
     assert len(processes_of(tmp_path)) == 2
     kill_tree(child.pid, child.start_time, tmp_path, grace_s=0.5)
     assert processes_of(tmp_path) == []
@@ -85,7 +85,7 @@ def test_the_whole_tree_ends_even_a_worker_that_ignores_sigterm(tmp_path: Path) 
 
 def test_a_worker_whose_launcher_was_killed_is_found(tmp_path: Path) -> None:
     child = start(tmp_path, LAUNCHER)
-    wait_until("the worker is up", lambda: "up" in (tmp_path / "log.txt").read_text())
+    wait_until("the worker is up", lambda: "\nup\n" in (tmp_path / "log.txt").read_text())
     os.kill(child.pid, signal.SIGKILL)
     wait_until("the launcher is dead", lambda: not is_alive(child.pid, child.start_time))
     assert len(processes_of(tmp_path)) == 1

@@ -67,7 +67,7 @@ def test_two_whole_cycles(tmp_path: Path, tiny: Path) -> None:
             started = server.post("/v1/runs", {"max_steps": 3})
             assert started["state"] in ("queued", "preparing")
             status, active = server.refused("/v1/runs", {})
-            assert (status, active["run_id"]) == (409, started["run_id"])
+            assert (status, active["run_id"], active["error"]["type"]) == (409, started["run_id"], "conflict")
             run = server.run_to_its_end(started["run_id"])
 
             assert run["state"] == "finished", run["error"]

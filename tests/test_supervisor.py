@@ -1,0 +1,258 @@
+"""The supervisor against real children: finish, refuse, cancel, be killed, be adopted, and never a ghost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny_model
+
+from feedback_store.errors import NotEnoughPreferences
+from feedback_store.snapshots import Snapshot, freeze
+from trainer import launch
+from trainer.errors import BadRecipe, BadRunRequest, RunActive, RunNotFound, UnknownRecipe, VersionNotFound
+from trainer.runs import Run, RunState
+from trainer.supervisor import Supervisor
+
+RUN_TIMEOUT_S = 180
+
+
+class Place:
+    """A data directory with a champion that can be changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.champion = "v0"
+        self.preferences = 40
+        tiny_model.lend_models(directory)
+
+    def freeze(self, practice: str | None) -> Snapshot:
+        made = tiny_model.made_up_preferences(self.preferences, practice)
+        return freeze(made, self.directory / "snapshots", practice)
+
+    def supervisor(self) -> Supervisor:
+        return Supervisor(self.directory, tiny_model.shared_tiny(), self.freeze, lambda: self.champion)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "data")
+
+
+@pytest.fixture
+def supervisor(place: Place) -> Iterator[Supervisor]:
+    made = place.supervisor()
+    made.start()
+    yield made
+    made.stop()
+    for run in made.runs():
+        launch.kill_tree(run.record.get("pid"), run.record.get("process_start_time"), run.directory)
+
+
+def processes_of(run: Run) -> list[psutil.Process]:
+    return launch._family(run.record.get("pid"), run.record.get("process_start_time"), run.directory)
+
+
+def workers_of(run: Run) -> list[psutil.Process]:
+    """The processes that run the job itself: those with the module as Python's `-m`."""
+    return [p for p in processes_of(run) if "accelerate.commands.launch" not in p.cmdline()]
+
+
+def wait_until(what: str, done: Callable[[], object], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, f"after {timeout_s} s still not: {what}"
+        time.sleep(0.05)
+
+
+def test_a_run_finishes_with_a_verdict_and_a_version(place: Place, supervisor: Supervisor) -> None:
+    run = supervisor.start_run(max_steps=2)
+    with pytest.raises(RunActive, match=run.run_id) as refused:
+        supervisor.start_run()
+    assert refused.value.run.run_id == run.run_id
+    assert supervisor.wait(run.run_id, 0.01).is_active
+
+    states = [RunState.QUEUED]
+    while run.is_active:
+        if run.state is not states[-1]:
+            states.append(run.state)
+        supervisor.wait(run.run_id, 0.02)
+    assert run.error is None
+    assert run.is_finished
+    story = [RunState.QUEUED, RunState.PREPARING, RunState.TRAINING, RunState.EVALUATING]
+    assert states == [state for state in story if state in states]
+    assert RunState.TRAINING in states
+    assert RunState.EVALUATING in states
+
+    body = supervisor.run(run.run_id).as_body()
+    assert (body["state"], body["step"], body["total_steps"], body["version"]) == ("finished", 2, 2, "v1")
+    assert body["verdict"]["decision"] in ("promote", "keep", "reject")
+    assert body["evaluation"]["pairs"] == body["evaluation_progress"]["done"] > 0
+    assert body["champion"] == "v0"
+    assert body["finished_at"] > body["created_at"][:19]
+    assert processes_of(run) == []
+
+    manifest = supervisor.versions.verify("v1")
+    assert manifest.run_id == run.run_id
+    assert manifest.snapshot == body["snapshot"]
+
+    place.champion = "v1"
+    with pytest.raises(BadRunRequest, match="itself"):
+        supervisor.evaluate("v1")
+    evaluation = supervisor.evaluate("v1", against="v0")
+    assert (evaluation["candidate"], evaluation["champion"]) == ("v1", "v0")
+    assert evaluation["wins"] == body["evaluation"]["wins"]
+    with pytest.raises(VersionNotFound):
+        supervisor.evaluate("v7")
+    with pytest.raises(BadRunRequest, match="held_out"):
+        supervisor.evaluate("v1", "v0", on="train")
+
+
+def test_cancelling_leaves_no_process(supervisor: Supervisor) -> None:
+    run = supervisor.start_run(num_processes=2)
+    wait_until("both workers run", lambda: len(workers_of(run)) == 2)
+    family = processes_of(run)
+    began = time.monotonic()
+    supervisor.cancel(run.run_id)
+    assert supervisor.wait(run.run_id, 15).state is RunState.CANCELLED
+    assert time.monotonic() - began < 15
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    assert run.version is None
+    assert run.error is None
+    supervisor.cancel(run.run_id)  # again: nothing happens
+    with pytest.raises(RunNotFound):
+        supervisor.cancel("run_unknown")
+
+
+@pytest.mark.parametrize(("victim", "num_processes"), [("launcher", 1), ("worker", 1), ("launcher", 2), ("worker", 2)])
+def test_a_killed_child_fails_the_run_and_the_next_one_starts(
+    supervisor: Supervisor, victim: str, num_processes: int
+) -> None:
+    run = supervisor.start_run(num_processes=num_processes)
+    wait_until("the workers run", lambda: len(workers_of(run)) == num_processes)
+    family = processes_of(run)
+    os.kill(run.record["pid"] if victim == "launcher" else workers_of(run)[0].pid, signal.SIGKILL)
+    assert supervisor.wait(run.run_id, 60).state is RunState.FAILED
+    assert run.error is not None
+    assert run.error.startswith("The training failed: its process was killed")
+    assert "Last lines of its log:" in run.error
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    with pytest.raises(BadRunRequest, match="failed"):
+        supervisor.cancel(run.run_id)
+
+    following = supervisor.start_run()
+    wait_until("the next run has a child", lambda: processes_of(following))
+    supervisor.cancel(following.run_id)
+    assert supervisor.wait(following.run_id, 15).state is RunState.CANCELLED
+
+
+SERVER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_supervisor import Place
+place = Place.__new__(Place)
+place.directory, place.champion, place.preferences = Path(sys.argv[1]), "v0", 40
+from trainer.base_model import BaseModel
+from trainer.supervisor import Supervisor
+supervisor = Supervisor(place.directory, BaseModel("tiny", Path(sys.argv[3])), place.freeze, lambda: "v0")
+supervisor.start()
+print(supervisor.start_run(max_steps=2).run_id, flush=True)
+time.sleep(300)
+"""
+
+
+def start_server(place: Place) -> tuple[subprocess.Popen[str], str]:
+    """Another process with a supervisor and a run; its run id."""
+    gguf = tiny_model.shared_tiny().gguf
+    arguments = [sys.executable, "-c", SERVER, str(place.directory), str(Path(__file__).parent), str(gguf)]
+    server = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    return server, server.stdout.readline().strip()
+
+
+def kill(server: "subprocess.Popen[str]") -> None:
+    server.kill()
+    server.wait()
+    assert server.stdout is not None
+    server.stdout.close()
+
+
+def test_a_run_survives_its_server_and_is_adopted(place: Place) -> None:
+    server, run_id = start_server(place)
+    run = Run.open(place.directory / "runs", run_id)
+    try:
+        wait_until("a worker runs", lambda: workers_of(run))
+    finally:
+        kill(server)
+    assert run.is_active
+    child = run.record["pid"]
+
+    supervisor = place.supervisor()
+    supervisor.start()
+    try:
+        with pytest.raises(RunActive):
+            supervisor.start_run()
+        assert supervisor.wait(run_id, RUN_TIMEOUT_S).is_finished, run.error
+        assert [line["step"] for line in run.metrics()] == [1, 2]
+        assert (run.directory / "log.txt").read_text().count("accelerate.commands.launch") == 1, "trained twice"
+        assert not psutil.pid_exists(child)
+        assert supervisor.versions.names() == [run.version]
+    finally:
+        supervisor.stop()
+
+
+def test_stopping_leaves_the_child_and_a_dead_one_is_failed_at_the_next_start(place: Place) -> None:
+    supervisor = place.supervisor()
+    supervisor.start()
+    run = supervisor.start_run(num_processes=2)
+    wait_until("the workers run", lambda: len(workers_of(run)) == 2)
+    supervisor.stop()
+    assert run.is_active
+    assert len(workers_of(run)) == 2
+    os.kill(run.record["pid"], signal.SIGKILL)
+
+    following = place.supervisor()
+    following.start()
+    try:
+        assert following.wait(run.run_id, 30).state is RunState.FAILED
+        assert processes_of(run) == [], "workers of a dead launcher are left"
+    finally:
+        following.stop()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"recipe": "sft"}, UnknownRecipe, "dpo-lora"),
+        ({"num_processes": 3}, BadRecipe, "3 processes"),
+        ({"num_processes": 0}, BadRunRequest, "num_processes is 0"),
+        ({"max_steps": 0}, BadRunRequest, "max_steps is 0"),
+        ({"max_steps": True}, BadRunRequest, "max_steps is True"),
+        ({"seed": -1}, BadRunRequest, "seed is -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_leaves_nothing(
+    supervisor: Supervisor, asked: dict[str, int], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        supervisor.start_run(**asked)  # type: ignore[arg-type]
+    assert supervisor.runs() == []
+
+
+def test_no_preferences_no_run(place: Place, supervisor: Supervisor) -> None:
+    place.preferences = 0
+    with pytest.raises(NotEnoughPreferences):
+        supervisor.start_run()
+    assert supervisor.runs() == []
+
+
+def test_importing_the_supervisor_is_light() -> None:
+    code = "import sys, trainer.supervisor; print([m for m in ('torch', 'transformers', 'duckdb') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
