@@ -241,7 +241,7 @@ def _wait_for(run: Run, child: Child, result: Callable[[], Any], wait: Callable[
 _EXCEPTION = re.compile(r"^(?:\[rank\d+\]: ?)?([A-Za-z_.]*(?:Error|Exception|Interrupt|Warning))\b:? ?(.*)")
 _LAUNCHERS = ("CalledProcessError", "ChildFailedError")
 _NOISE = re.compile(
-    r"^(\[rank\d+\]: ?)?(\s|Traceback \(|[-=~^]{4,}|Root Cause|Failures:|<NO_OTHER|The above exception|During handling)"
+    r"^(\[rank\d+\]: )?(\s|Traceback \(|[-=~^]{4,}|Root Cause|Failures:|<NO_OTHER|The above exception|During handling)"
     r"|^[EWI]\d{4} |^\[[EWI]\d{3}"
 )
 

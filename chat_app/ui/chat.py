@@ -19,15 +19,15 @@ from feedback_store.records import Pair, PickChoice, Turn
 
 COMPARE = ("always", "sometimes", "never")
 PICKS = (
-    (PickChoice.FIRST, "1 First better"),
-    (PickChoice.SECOND, "2 Second better"),
+    (PickChoice.FIRST, "1 First"),
+    (PickChoice.SECOND, "2 Second"),
     (PickChoice.TIE, "0 Tie"),
     (PickChoice.BOTH_BAD, "x Both bad"),
     (PickChoice.SKIP, "s Skip"),
 )
 REASONS = ("clearer", "correct", "shorter", "tone", "safer")
 LONGEST_MESSAGE = 20_000
-WAITING = "Which answer is better? Pick with a button, or the keys 1, 2, 0 (tie), x (both bad), s (skip)."
+WAITING = "Which answer is better? Use a button, or its key."
 
 Updates = dict[Any, Any]
 
