@@ -13,7 +13,7 @@ import pytest
 import tiny_model
 
 from feedback_store.errors import NotEnoughPreferences
-from feedback_store.snapshots import Snapshot, freeze
+from feedback_store.snapshots import Snapshot, freeze, load_snapshot
 from trainer import launch
 from trainer.errors import BadRecipe, BadRunRequest, RunActive, RunNotFound, UnknownRecipe, VersionNotFound
 from trainer.runs import Run, RunState
@@ -250,6 +250,26 @@ def test_no_preferences_no_run(place: Place, supervisor: Supervisor) -> None:
     with pytest.raises(NotEnoughPreferences):
         supervisor.start_run()
     assert supervisor.runs() == []
+
+
+def test_a_state_that_cannot_be_written_is_written_later(
+    place: Place, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failures = Run.end, [OSError("No space left on device")]
+
+    def end(run: Run, state: RunState, **details: object) -> None:
+        if failures:
+            raise failures.pop()
+        write(run, state, **details)
+
+    monkeypatch.setattr(Run, "end", end)
+    monkeypatch.setattr("trainer.supervisor.DISK_RETRY_S", 0.05)
+    monkeypatch.setattr("trainer.cycle.load_snapshot", lambda path: load_snapshot(path / "gone"))
+    run = supervisor.start_run()
+    assert supervisor.wait(run.run_id, 30).state is RunState.FAILED
+    assert run.error is not None
+    assert "snapshot" in run.error
+    assert failures == []
 
 
 def test_importing_the_supervisor_is_light() -> None:

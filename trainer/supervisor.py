@@ -29,6 +29,7 @@ from trainer.runs import Run, RunState, list_runs
 from trainer.versions import Versions
 
 MAX_PROCESSES = 64
+DISK_RETRY_S = 5.0
 
 
 class _Stopping(BaseException):
@@ -101,6 +102,11 @@ class Supervisor:
                 self._act(run)
             except _Stopping:
                 return
+            except OSError:
+                # The run's state cannot be written (a full disk): keep the run and look again, cycles are resumable.
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, timeout=DISK_RETRY_S)
+                continue
             with self._changed:
                 self._active = None
                 self._changed.notify_all()

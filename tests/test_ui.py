@@ -1,0 +1,87 @@
+"""The words and numbers of the pages: what the bar, the overview and the verdict card say. (Clicks: tests/browser.)"""
+
+from typing import Any
+
+import pytest
+
+from chat_app.operations import Status
+from chat_app.ui.admin import next_step, overview, run_card, versions_table
+from chat_app.ui.theme import badge, navigation
+from feedback_store.records import Counts
+
+RUN: dict[str, Any] = {
+    "run_id": "run_1", "state": "finished", "step": 4, "total_steps": 4, "eta_s": None, "recipe": "dpo-lora",
+    "practice": None, "num_processes": 1, "version": "v1", "champion": "v0", "error": None, "evaluation_progress": None,
+    "metrics": {"loss": 0.69, "rewards/margins": 0.01, "rewards/accuracies": 0.5},
+    "verdict": {"decision": "keep", "reasons": ["22 wins, 6 ties, 12 losses on 40 held-out pairs."]},
+    "evaluation": {"wins": 22, "ties": 6, "losses": 12, "pairs": 40},
+}  # fmt: skip
+
+
+def status(**changes: Any) -> Status:
+    counts = Counts(1, 2, 5, 4, {"pick": 3, "trl": 884}, {}, 788, 99)
+    values = {"champion": "v0", "serving": "v0", "problem": None, "new_preferences": 14, "retrain_every": 50}
+    return Status(**{**values, "counts": counts, **changes})
+
+
+def test_the_badge_says_who_answers_and_how_far_the_next_retrain_is() -> None:
+    assert badge(status()) == "v0 · 14 of 50 picks"
+    assert badge(status(retrain_every=0)) == "v0 · 14 new picks"
+    assert "not ready" in badge(status(serving=None))
+
+
+def test_the_bar_marks_the_page_one_is_on() -> None:
+    assert '<a href="/admin/" aria-current=page>Admin</a>' in navigation("Admin", status())
+
+
+def test_the_overview_counts_what_there_is() -> None:
+    shown = overview(status(), None)
+    assert "All is well: v0 answers." in shown
+    assert "3 from picks, 884 imported" in shown
+    assert "The champion v3 could not be loaded" in overview(
+        status(problem="The champion v3 could not be loaded"), None
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"state": "training"}, "watch run_1"),
+        ({"state": "failed", "version": None}, "why the last run failed"),
+        ({"verdict": {"decision": "promote", "reasons": []}}, "promote v1"),
+        ({"verdict": {"decision": "reject", "reasons": []}}, "v1 is worse"),
+        ({}, "collect more picks"),
+    ],
+)
+def test_there_is_always_one_next_step(changes: dict[str, Any], said: str) -> None:
+    assert said in next_step(status(), {**RUN, **changes})
+
+
+def test_the_verdict_card_draws_the_shares_and_says_the_reasons() -> None:
+    card = run_card(RUN)
+    assert 'class="wins" style="width:55.0%"' in card
+    assert 'class="ties" style="width:15.0%"' in card
+    assert "not enough evidence" in card
+    assert "22 wins, 6 ties, 12 losses on 40 held-out pairs." in card
+
+
+def test_a_training_run_shows_its_progress_and_time_left() -> None:
+    card = run_card({**RUN, "state": "training", "step": 1, "eta_s": 150.0, "verdict": None, "evaluation": None})
+    assert "step 1 of 4 · about 2 min left" in card
+    assert "width:25%" in card
+
+
+def test_a_practice_is_marked_and_what_failed_is_escaped() -> None:
+    card = run_card({**RUN, "practice": "shorter", "state": "failed", "error": "<script>", "verdict": None})
+    assert "practice: shorter" in card
+    assert "<script>" not in card
+    assert "&lt;script&gt;" in card
+
+
+def test_the_newest_version_comes_first() -> None:
+    rows = [
+        {"version": name, "state": "candidate", "summary": "", "created_at": "2026-11-22T10:00:00"}
+        for name in ("v0", "v1")
+    ]
+    table = versions_table(rows)
+    assert table.index("v1") < table.index("v0")
