@@ -28,7 +28,7 @@ REPORT = ROOT / "docs" / "benchmarks" / "story.md"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 DESK = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
-QUESTIONS = ("What is the capital of France?", "How do I keep a plant alive?", "Why is the sky blue?")
+QUESTIONS = ("Why is the sky blue?", "How do I keep a plant alive?", "What should I cook tonight?")
 MINUTE = 60_000
 
 

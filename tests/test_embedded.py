@@ -9,6 +9,7 @@ from server import serving
 SOURCE = Path(__file__).parent.parent.parent / "shared" / "data" / "ultrafeedback" / "trl_train_1000.jsonl"
 SHORT_CHARACTERS = 900
 ROWS = 60
+QUESTION = "Why is the sky blue?"
 
 needs_real_data = pytest.mark.skipif(not SOURCE.exists(), reason=f"the real preferences are not at {SOURCE}")
 
@@ -29,9 +30,9 @@ def short_rows(into: Path) -> Path:
 @needs_real_data
 def test_the_embedded_model_learns_from_real_preferences(tmp_path: Path) -> None:
     with serving(tmp_path / "data", retrain_every=0) as server:
-        paris = server.chat("What is the capital of France?", temperature=0)
-        assert (paris["model"], paris["choices"][0]["finish_reason"]) == ("v0", "stop")
-        assert "Paris" in paris["choices"][0]["message"]["content"]
+        before = server.chat(QUESTION, temperature=0)
+        assert (before["model"], before["choices"][0]["finish_reason"]) == ("v0", "stop")
+        assert "scatter" in before["choices"][0]["message"]["content"]
 
         imported = server.post("/v1/imports", {"source": str(short_rows(tmp_path / "short.jsonl"))})
         assert imported["imported"] + sum(imported["skipped"].values()) + imported["duplicates"] == ROWS
@@ -43,9 +44,9 @@ def test_the_embedded_model_learns_from_real_preferences(tmp_path: Path) -> None
         assert judged["pairs"] == imported["imported"] - server.post("/v1/snapshots")["train"]
 
         assert server.post("/v1/versions/v1/promote") == {"champion": "v1", "previous": "v0"}
-        assert server.chat("What is the capital of France?", temperature=0)["model"] == "v1"
+        assert server.chat(QUESTION, temperature=0)["model"] == "v1"
         assert server.post("/v1/rollback")["champion"] == "v0"
-        assert server.chat("What is the capital of France?", temperature=0) | {"id": 0, "created": 0} == paris | {
+        assert server.chat(QUESTION, temperature=0) | {"id": 0, "created": 0} == before | {
             "id": 0,
             "created": 0,
         }

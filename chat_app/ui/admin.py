@@ -52,9 +52,7 @@ class AdminPage:
                     self.recipe = gr.Dropdown(
                         list(self.operations.recipes()), label="Recipe", min_width=140, filterable=False
                     )
-                    self.steps = gr.Number(
-                        0, label="Steps", info="0: all it needs", precision=0, min_width=90
-                    )
+                    self.steps = gr.Number(0, label="Steps", info="0: all it needs", precision=0, min_width=90)
                     self.processes = gr.Number(0, label="Processes", info="0: automatic", precision=0, min_width=110)
                 with gr.Row():
                     self.start = gr.Button("Start retrain", variant="primary", elem_id="start-retrain")
