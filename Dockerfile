@@ -2,6 +2,9 @@
 #   docker build -t zephyr-loop . && docker run --rm --network host -v zloop-data:/data zephyr-loop
 FROM python:3.11-slim-bookworm
 
+# An index to take torch from, for example PyTorch's CPU index; empty: the usual one.
+ARG TORCH_INDEX_URL=
+
 # llama-server needs OpenMP.
 # hadolint ignore=DL3008
 RUN apt-get update \

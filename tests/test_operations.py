@@ -75,6 +75,24 @@ def test_a_turn_is_stored_with_its_answer_and_the_next_one_sees_it(tmp_path: Pat
         assert all(turn.answer is not None and turn.answer.finish_reason == "stop" for turn in turns)
 
 
+def test_conversations_survive_a_restart(tmp_path: Path) -> None:
+    with house(tmp_path) as (operations, _):
+
+        async def talk() -> Any:
+            turn = operations.begin_turn(None, "Remember me")
+            pair = (await last(operations.compare(turn))).pair
+            return turn, pair
+
+        turn, pair = served(operations, talk)
+    with house(tmp_path) as (operations, _):
+        assert [one.title for one in operations.conversations()] == ["Remember me"]
+        assert operations.waiting_pair(turn) == pair
+        operations.record_pick(pair.pair_id, PickChoice.FIRST)
+    with house(tmp_path) as (operations, _):
+        (remembered,) = operations.turns(turn.conversation_id)
+        assert remembered.answer == pair.first
+
+
 def test_leaving_early_keeps_what_was_written_as_cancelled(tmp_path: Path) -> None:
     with house(tmp_path, delay_s=0.01) as (operations, store):
 

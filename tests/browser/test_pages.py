@@ -96,7 +96,7 @@ def answers(page: Page) -> "list[str]":
     return page.locator("#conversation .bot.message").all_inner_texts()
 
 
-def test_a_conversation_streams_goes_on_and_survives_a_restart(page: Page, tmp_path: Path, server: Server) -> None:
+def test_a_conversation_streams_goes_on_and_survives_a_reload(page: Page) -> None:
     compare(page, "never")
     say(page, "How do I learn to swim?")
     expect(page.locator("#conversation")).to_contain_text("You asked: How do I learn to swim?")
