@@ -28,7 +28,7 @@ from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer import schedule
 from trainer.base_model import BaseModel, embedded
-from trainer.recipe import recipe_names
+from trainer.recipe import DEFAULT, PRACTICE, recipe_names
 from trainer.runs import Run
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
@@ -72,7 +72,8 @@ class TrainerRoom:
         return self.supervisor.runs()
 
     def recipes(self) -> Sequence[str]:
-        return recipe_names()
+        """The recipes for real preferences, the default first."""
+        return sorted(set(recipe_names()) - {PRACTICE}, key=lambda name: name != DEFAULT)
 
     def manifests(self) -> Sequence[Mapping[str, Any]]:
         """The base as `v0`, then every published version, oldest first."""

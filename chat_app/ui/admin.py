@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from chat_app.operations import Operations, Refused, Status
+from chat_app.operations import Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
@@ -184,10 +184,8 @@ class AdminPage:
     def start_retrain(self, recipe: str, steps: float | None, processes: float | None) -> Updates:
         """Start a run on the real preferences."""
         return self._acted(
-            lambda: (
-                self.operations.start_run(
-                    recipe=recipe, max_steps=_whole(steps), num_processes=_whole(processes)
-                ).run_id
+            lambda: _named(
+                self.operations.start_run(recipe=recipe, max_steps=_whole(steps), num_processes=_whole(processes))
             ),
             "Started {}. It goes on when you close this page.",
         )
@@ -195,7 +193,7 @@ class AdminPage:
     def start_practice(self, taste: str) -> Updates:
         """Start a practice run."""
         return self._acted(
-            lambda: self.operations.start_run(practice_taste=taste).run_id,
+            lambda: _named(self.operations.start_run(practice_taste=taste)),
             "Practice started as {}. It goes on when you close this page.",
         )
 
@@ -359,6 +357,11 @@ def versions_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _points(lines: Sequence[Mapping[str, Any]], key: str) -> pd.DataFrame:
     return pd.DataFrame({"step": [line["step"] for line in lines], key: [line.get(key) for line in lines]})
+
+
+def _named(run: RunHandle) -> str:
+    steps = run.as_body()["total_steps"]
+    return f"{run.run_id}, {steps} step{'' if steps == 1 else 's'}"
 
 
 def _whole(number: float | None) -> int | None:
