@@ -186,9 +186,9 @@ def _chat_routes(operations: Operations) -> APIRouter:
         )
         messages = _messages(body.messages)
         if not body.stream:
-            turn = await operations.answer(messages, sampling)
+            turn = await operations.answers.answer(messages, sampling)
             return JSONResponse(_completion(turn), headers={"X-Zloop-Version": turn.version})
-        growing = operations.stream(messages, sampling)
+        growing = operations.answers.stream(messages, sampling)
         first = await anext(growing)  # what fails before the first token gets a status of its own
         return StreamingResponse(
             _events(first, growing),
@@ -267,7 +267,7 @@ def _feedback_routes(operations: Operations) -> APIRouter:
     async def pairs(body: PairBody) -> dict[str, Any]:
         """Two answers to the same messages, blind, in random order."""
         sampling = operations.sampling(max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed)
-        pair = await operations.make_pair(_messages(body.messages), sampling)
+        pair = await operations.answers.make_pair(_messages(body.messages), sampling)
         return {
             "pair_id": pair.pair_id,
             "candidates": [

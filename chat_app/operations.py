@@ -8,23 +8,21 @@ of chat_app but its composition root, imports nothing of `trainer`.
 import asyncio
 import json
 import logging
-import random
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from chat_app.pairs import sentence_after, settle, shuffle
-from chat_app.serving.engine import MAX_SEED, Sampling, ServedVersion
+from chat_app.answers import Answers, Comparison
+from chat_app.pairs import sentence_after, settle
+from chat_app.serving.engine import Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
-from chat_app.turns import TurnStream, merge
+from chat_app.turns import TurnStream
 from feedback_store import exports, practice, snapshots
 from feedback_store.records import (
     BASE_VERSION,
     IMPORT_SOURCES,
-    Candidate,
     Conversation,
     Counts,
     Edit,
@@ -35,8 +33,6 @@ from feedback_store.records import (
     PickChoice,
     Rating,
     Turn,
-    new_id,
-    now,
 )
 from feedback_store.store import FeedbackStore
 
@@ -117,15 +113,6 @@ class PickOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two answers as they grow, in shown order; `pair` is there once both are complete and stored."""
-
-    first: TurnStream
-    second: TurnStream
-    pair: Pair | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
     """What every page shows: who answers, how many picks wait, how far the next retrain is."""
 
@@ -155,18 +142,17 @@ class Operations:
         self.settings = settings
         self._store = store
         self._trainer = trainer
+        self.answers = Answers(store, slot, RATER)
         self._slot = slot
         self._is_due = is_due
         self._problem: str | None = None
-        self._recording: set[asyncio.Task[None]] = set()
         self._promoting = asyncio.Lock()
-        self._dice = random.SystemRandom()
 
     # --- starting and stopping -------------------------------------------------------------------------------------
 
     async def start_serving(self) -> None:
         """Bring up the champion; where it cannot be loaded, the base, with the reason kept for the pages."""
-        slot = self._serving_slot()
+        slot = self.answers.slot
         champion = self._store.champion()
         try:
             await slot.start(self._trainer.served(champion))
@@ -177,11 +163,8 @@ class Operations:
             await slot.start(self._trainer.served(BASE_VERSION))
 
     async def close(self) -> None:
-        """Finish what is being recorded, then stop the engine."""
-        if self._recording:
-            await asyncio.wait(self._recording, timeout=10)
-        if self._slot is not None:
-            await self._slot.close()
+        """Finish what is being stored, then stop the engine."""
+        await self.answers.close()
 
     # --- chatting --------------------------------------------------------------------------------------------------
 
@@ -204,73 +187,9 @@ class Operations:
             stop=tuple(stop),
         )
 
-    async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, turn_id: str | None = None
-    ) -> AsyncGenerator[TurnStream, None]:
-        """Answer `messages` by the champion: yields the growing answer; at the end it is stored, with the turn if any.
-
-        The version is pinned at the start. Leaving early stores what was written, as `cancelled`. Raises EngineError.
-        """
-        async with self._serving_slot().pin() as engine:
-            answer = TurnStream(engine, messages, self._seeded(sampling))
-            try:
-                async with aclosing(answer):
-                    async for _ in answer:
-                        yield answer
-            finally:
-                keeping = self._in_background(self._keep_answer, answer.candidate(), turn_id)
-        await asyncio.shield(keeping)
-
-    async def answer(self, messages: Sequence[Message], sampling: Sampling) -> TurnStream:
-        """Answer `messages` whole; stored like a streamed one."""
-        answer = None
-        async with aclosing(self.stream(messages, sampling)) as growing:
-            async for grown in growing:
-                answer = grown
-        assert answer is not None  # an engine's stream ends with a finish_reason or raises
-        return answer
-
-    async def stream_pair(
-        self, messages: Sequence[Message], sampling: Sampling, turn_id: str | None = None
-    ) -> AsyncGenerator[Comparison, None]:
-        """Two answers to `messages`, growing together, blind, in random order; the last one yielded has the pair.
-
-        Leaving early stores both answers as `cancelled`, and no pair. Raises EngineError.
-        """
-        async with self._serving_slot().pin() as engine:
-            one = self._seeded(sampling)
-            other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
-            first, second = (TurnStream(engine, messages, draw) for draw in shuffle((one, other), self._dice))
-            complete = False
-            try:
-                async with aclosing(merge((first, second))) as growing:
-                    async for _ in growing:
-                        yield Comparison(first, second)
-                broken = first.error or second.error
-                if broken is not None:
-                    raise broken
-                complete = True
-            finally:
-                if not complete:
-                    for answer in (first, second):
-                        self._in_background(self._keep_answer, answer.candidate(), None)
-        pair = Pair(new_id("pair"), tuple(messages), first.candidate(), second.candidate(), turn_id, RATER, now())
-        await asyncio.shield(self._in_background(self._keep_pair, pair))
-        yield Comparison(first, second, pair)
-
-    async def make_pair(self, messages: Sequence[Message], sampling: Sampling) -> Pair:
-        """Two whole answers to `messages`, stored as a pair."""
-        comparison = None
-        async with aclosing(self.stream_pair(messages, sampling)) as growing:
-            async for grown in growing:
-                comparison = grown
-        assert comparison is not None
-        assert comparison.pair is not None
-        return comparison.pair
-
     def require_served(self, model: str) -> None:
         """Refuse a `model` that is not the one that answers."""
-        serving = self._serving_slot().version
+        serving = self.answers.slot.version
         if model in ("champion", serving):
             return
         if model in (manifest["version"] for manifest in self._trainer.manifests()):
@@ -301,11 +220,11 @@ class Operations:
 
     def reply(self, turn: Turn) -> AsyncGenerator[TurnStream, None]:
         """Answer a turn; a later answer of the same turn replaces it in the conversation."""
-        return self.stream(self._history(turn), self.sampling(), turn.turn_id)
+        return self.answers.stream(self._history(turn), self.sampling(), turn.turn_id)
 
     def compare(self, turn: Turn) -> AsyncGenerator[Comparison, None]:
         """Answer a turn twice, for a person to pick."""
-        return self.stream_pair(self._history(turn), self.sampling(), turn.turn_id)
+        return self.answers.stream_pair(self._history(turn), self.sampling(), turn.turn_id)
 
     def waiting_pair(self, turn: Turn) -> Pair | None:
         """The pair of this turn that still waits for a pick, if there is one."""
@@ -497,16 +416,6 @@ class Operations:
             counts=self._store.counts(),
         )
 
-    async def settled(self) -> None:
-        """Wait until everything written so far is stored."""
-        if self._recording:
-            await asyncio.wait(set(self._recording))
-
-    def _serving_slot(self) -> ModelSlot:
-        if self._slot is None:
-            raise Refused(503, "No model is served here. Start the server: make run")
-        return self._slot
-
     def _new_preferences(self) -> int:
         """Preferences from picks since the last real run began; however it ended."""
         began = next((body["created_at"] for run in self.runs() if (body := run.as_body())["practice"] is None), None)
@@ -521,32 +430,6 @@ class Operations:
         except Exception as error:  # noqa: BLE001 - the pick is stored; a retrain that cannot start must not hide that
             log.warning("A retrain was due and could not start: %s", error)
             return None
-
-    def _seeded(self, sampling: Sampling) -> Sampling:
-        """The same sampling with a seed of its own where none is given, so that every answer can be drawn again."""
-        return sampling if sampling.seed is not None else replace(sampling, seed=self._dice.randrange(MAX_SEED))
-
-    def _in_background(self, keep: Callable[..., None], *what: Any) -> asyncio.Task[None]:
-        """Store in a thread, also when the asking task is being cancelled; `settled` waits for all of it."""
-        task = asyncio.get_running_loop().create_task(asyncio.to_thread(keep, *what))
-        self._recording.add(task)
-        task.add_done_callback(self._recorded)
-        return task
-
-    def _recorded(self, task: asyncio.Task[None]) -> None:
-        self._recording.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("An answer could not be stored: %s", task.exception())
-
-    def _keep_answer(self, candidate: Candidate, turn_id: str | None) -> None:
-        self._store.record_candidate(candidate)
-        if turn_id is not None and candidate.text and candidate.finish_reason != "error":
-            self._store.record_answer(turn_id, candidate.candidate_id)
-
-    def _keep_pair(self, pair: Pair) -> None:
-        self._store.record_candidate(pair.first)
-        self._store.record_candidate(pair.second)
-        self._store.record_pair(pair)
 
 
 def _summary(manifest: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ def test_defaults_are_valid_and_recorded_without_the_seed() -> None:
 
 
 def test_limits_are_allowed() -> None:
-    Sampling(temperature=0, top_p=1, max_tokens=1, seed=0)
-    Sampling(temperature=2, top_p=1e-6, seed=MAX_SEED)
+    assert Sampling(temperature=0, top_p=1, max_tokens=1, seed=0).seed == 0
+    assert Sampling(temperature=2, top_p=1e-6, seed=MAX_SEED).seed == MAX_SEED
 
 
 @pytest.mark.parametrize(

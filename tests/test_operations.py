@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from chat_app.__main__ import TrainerRoom, open_store
-from chat_app.operations import Comparison, Operations, Refused
-from chat_app.serving.engine import EngineError, ServedVersion
+from chat_app.answers import Comparison
+from chat_app.operations import Operations, Refused
+from chat_app.serving.engine import EngineBroken, EngineError, ServedVersion
 from chat_app.serving.scripted_engine import ScriptedEngine, build_scripted_engine
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings, load_settings
@@ -102,7 +103,7 @@ def test_leaving_early_keeps_what_was_written_as_cancelled(tmp_path: Path) -> No
                 async for answer in growing:
                     if len(answer.text) > 20:
                         break
-            await operations.settled()
+            await operations.answers.settled()
             return turn.conversation_id
 
         answer = store.load_conversation(served(operations, leave))[1][0].answer
@@ -140,7 +141,7 @@ def test_a_pair_left_early_is_no_pair(tmp_path: Path) -> None:
                 async for comparison in growing:
                     if comparison.first.text and comparison.second.text:
                         break
-            await operations.settled()
+            await operations.answers.settled()
             assert operations.waiting_pair(turn) is None
 
         served(operations, leave)
@@ -215,12 +216,12 @@ def test_a_base_that_cannot_be_loaded_is_an_error(tmp_path: Path) -> None:
     with open_store(settings) as store:
         operations = Operations(settings, store, TrainerRoom(settings, store), ModelSlot(build), schedule.is_due)
         with pytest.raises(EngineError, match="no model today"):
-            served(operations, operations.settled)
+            served(operations, operations.answers.settled)
 
 
 def test_without_a_server_nothing_answers(tmp_path: Path) -> None:
     settings = load_settings({"ZLOOP_DATA_DIR": str(tmp_path)})
     with open_store(settings) as store:
         operations = Operations(settings, store, TrainerRoom(settings, store), None, schedule.is_due)
-        with pytest.raises(Refused, match="make run"):
+        with pytest.raises(EngineBroken, match="make run"):
             operations.require_served("champion")

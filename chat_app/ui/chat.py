@@ -4,6 +4,7 @@ Where it sits: components and wiring only; every action is a method of `Operatio
 holds, so a reload, another tab or a restart shows the same.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,7 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from chat_app.operations import Comparison, Operations, Refused
+from chat_app.answers import Comparison
+from chat_app.operations import Operations, Refused
 from chat_app.serving.engine import EngineError
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
@@ -139,7 +141,7 @@ class ChatPage:
             yield {self.note: "Write a message first."}
             return
         try:
-            turn = self.operations.begin_turn(conversation_id or None, text)
+            turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text)
         except StoreError as error:
             raise gr.Error(str(error)) from error
         async with aclosing(self._streamed(turn, compare)) as updates:
@@ -179,7 +181,7 @@ class ChatPage:
 
     async def stopped(self, conversation_id: str) -> Updates:
         """After Stop: what was written so far is kept, and shown."""
-        await self.operations.settled()
+        await self.operations.answers.settled()
         if not conversation_id:
             return self.open_new()
         return self._shown(conversation_id) | {self.note: "Stopped. What was written so far is kept; Retry asks again."}
