@@ -1,7 +1,7 @@
 """Answers: from messages to a stored candidate, or to a stored pair, by the engine that is served.
 
-Where it sits: asked by `operations.py` and `api.py`; pins an engine in `slot.py`, follows it in `turns.py`, stores what it
-wrote. Whoever leaves early leaves what was written, as `cancelled`.
+Where it sits: asked by `operations.py` and `api.py`; pins an engine in `slot.py`, follows it in `turns.py`, stores
+what it wrote. Whoever leaves early leaves what was written, as `cancelled`.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
-"""The README's story in a real browser, on a fresh data directory → docs/images/*.png and docs/benchmarks/story.md.
+"""The README's story in a real browser, on a fresh data directory → docs/images/*.png and docs/benchmarks/story-*.md.
 
-    .venv/bin/python scripts/story.py PREFERENCES.jsonl
+    .venv/bin/python scripts/story.py real PREFERENCES.jsonl
+    .venv/bin/python scripts/story.py practice
 
-Chat, compare, pick, import, retrain (4 steps of 8 pairs), read the verdict, promote anyway, chat, roll back; then the
-practice taste: train, promote, compare the answers, roll back. Needs Debian's chromium.
+`real`: chat, compare, pick, import, retrain (4 steps of 8 pairs), read the verdict, promote anyway, chat, roll back.
+`practice`: teach it a taste, promote, compare the answers, roll back. Needs Debian's chromium.
 """
 
 import json
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from server import Server, serving  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
-REPORT = ROOT / "docs" / "benchmarks" / "story.md"
+REPORTS = ROOT / "docs" / "benchmarks"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 DESK = {"width": 1280, "height": 860}
 PHONE = {"width": 390, "height": 844}
@@ -82,8 +83,8 @@ class Story:
         return newest
 
 
-def main(source: Path) -> None:
-    """Play the story."""
+def main(part: str, source: Path | None) -> None:
+    """Play one part of the story."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -93,14 +94,15 @@ def main(source: Path) -> None:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
         page = browser.new_page(viewport=DESK)  # type: ignore[arg-type]
         page.set_default_timeout(MINUTE)
-        told = tell(Story(server, page), source)
+        story = Story(server, page)
+        told = tell_practice(story) if source is None else tell_real(story, source)
         browser.close()
-    REPORT.write_text(told)
+    (REPORTS / f"story-{part}.md").write_text(told)
     print(told)
 
 
-def tell(story: Story, source: Path) -> str:
-    """The steps; returns the report."""
+def tell_real(story: Story, source: Path) -> str:
+    """Chat, pick, import, retrain on real pairs, promote anyway, roll back; returns the report."""
     page = story.page
     story.open("/")
     with story.timed("two answers, picked by key"):
@@ -110,7 +112,6 @@ def tell(story: Story, source: Path) -> str:
         page.keyboard.press("2")
         expect(page.locator("#note")).to_contain_text("until the next retrain")
     story.shot("chat")
-    before = story.greedy()
 
     story.open("/admin/")
     with story.timed("import"):
@@ -124,7 +125,7 @@ def tell(story: Story, source: Path) -> str:
         expect(page.locator("#run")).to_contain_text("step 2 of 4", timeout=15 * MINUTE)
         story.shot("training")
         expect(page.locator(".zl-decision")).to_be_visible(timeout=15 * MINUTE)
-    real = story.newest_run()
+    run = story.newest_run()
     page.evaluate("document.getElementById('message-line').scrollIntoView()")
     story.shot("verdict")
     with story.timed("promote: started, checked, swapped"):
@@ -137,26 +138,38 @@ def tell(story: Story, source: Path) -> str:
     with story.timed("roll back"):
         page.click("#rollback")
         expect(page.locator("#message-line")).to_contain_text("answers again")
+    return report(story.times, run, [imported])
 
-    with story.timed("practice: shorter, evaluation included"):
+
+def tell_practice(story: Story) -> str:
+    """Teach it a taste, compare the answers, roll back; returns the report."""
+    page = story.page
+    before = story.greedy()
+    story.open("/admin/")
+    with story.timed("practice: shorter, conversion of the base and evaluation included"):
         page.click("#start-practice")
         expect(page.locator("#run")).to_contain_text("practice: shorter", timeout=MINUTE)
         expect(page.locator("#run")).to_contain_text("held-out pairs.", timeout=15 * MINUTE)
-    taught = story.newest_run()
+    run = story.newest_run()
     page.evaluate("document.getElementById('message-line').scrollIntoView()")
     story.shot("practice")
-    page.click("#promote-newest")
-    expect(page.locator("#message-line")).to_contain_text("answers from now on")
+    with story.timed("promote: started, checked, swapped"):
+        page.click("#promote-newest")
+        expect(page.locator("#message-line")).to_contain_text("answers from now on")
     after = story.greedy()
-    page.click("#rollback")
-    expect(page.locator("#message-line")).to_contain_text("answers again")
-    again = story.greedy()
-    return report(story.times, imported, [real, taught], [before, after, again])
+    with story.timed("roll back"):
+        page.click("#rollback")
+        expect(page.locator("#message-line")).to_contain_text("answers again")
+    same = "the same as before" if story.greedy() == before else "**not** the same as before"
+    table = ["Answers at temperature 0:", "", "| question | v0 | practised |", "|---|---|---|"]
+    table += [f"| {text} | {_cell(before[text])} | {_cell(after[text])} |" for text in QUESTIONS]
+    return report(story.times, run, [*table, "", f"After the roll back the answers are {same}."])
 
 
-def report(times: dict[str, float], imported: str, runs: list[dict[str, object]], answers: list[dict[str, str]]) -> str:
+def report(times: dict[str, float], run: dict[str, object], more: list[str]) -> str:
     """What was done and measured, as Markdown."""
-    before, after, again = answers
+    verdict, evaluation = run["verdict"], run["evaluation"]
+    assert isinstance(verdict, dict)
     lines = [
         "# The story, measured",
         "",
@@ -166,23 +179,14 @@ def report(times: dict[str, float], imported: str, runs: list[dict[str, object]]
         "|---|---|",
         *(f"| {what} | {seconds:.1f} |" for what, seconds in times.items()),
         "",
-        imported,
+        f"**{run['version']}: {verdict['decision']}.** {' '.join(verdict['reasons'])}",
+        "",
+        f"`{json.dumps(evaluation)}`",
+        "",
+        *more,
         "",
     ]
-    for run in runs:
-        verdict, evaluation = run["verdict"], run["evaluation"]
-        assert isinstance(verdict, dict)
-        lines += [f"**{run['version']}: {verdict['decision']}.** {' '.join(verdict['reasons'])}", ""]
-        lines += [f"`{json.dumps(evaluation)}`", ""]
-    lines += [
-        "Answers at temperature 0, before and with the practice version:",
-        "",
-        "| question | v0 | practised |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {text} | {_cell(before[text])} | {_cell(after[text])} |" for text in QUESTIONS]
-    same = "the same as before" if again == before else "**not** the same as before"
-    return "\n".join([*lines, "", f"After the roll back the answers are {same}.", ""])
+    return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
@@ -190,4 +194,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute())
+    main(sys.argv[1], Path(sys.argv[2]).absolute() if sys.argv[1] == "real" else None)

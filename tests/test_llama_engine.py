@@ -137,6 +137,15 @@ def test_a_conversation_that_is_too_long_is_refused_with_the_numbers(base_gguf: 
     serve(work, ServedVersion("v0", base_gguf), tmp_path)
 
 
+def test_greedy_text_is_the_same_whatever_was_asked_in_between(base_gguf: Path, tmp_path: Path) -> None:
+    async def work(engine: LlamaEngine) -> None:
+        alone = await said(engine, GREEDY)
+        await asyncio.gather(*(said(engine, Sampling(seed=seed, max_tokens=30)) for seed in range(3)))
+        assert await said(engine, GREEDY) == alone
+
+    serve(work, ServedVersion("v0", base_gguf), tmp_path)
+
+
 def test_closing_a_stream_early_frees_the_server_slot(base_gguf: Path, tmp_path: Path) -> None:
     async def work(engine: LlamaEngine) -> None:
         async with aclosing(engine.stream(HELLO, LONG)) as stream:

@@ -261,7 +261,7 @@ def _request_body(messages: Sequence[Message], sampling: Sampling) -> dict[str, 
         "min_p": MIN_P,
         "max_tokens": sampling.max_tokens,
         "stop": list(sampling.stop),
-        "cache_prompt": True,
+        "cache_prompt": sampling.temperature > 0,  # a cached prefix rounds otherwise: greedy text would not repeat
         "stream": True,
         "stream_options": {"include_usage": True},
     }

@@ -263,7 +263,7 @@ def overview(status: Status, run: Mapping[str, Any] | None) -> str:
         (f"new picks that teach, {until}", str(status.new_preferences)),
         (f"preferences: {own} from picks, {imported} imported", f"{own + imported:,}"),
         ("held out to judge by", f"{counts.held_out:,}"),
-        (f"picks on {counts.pairs:,} pairs", f"{counts.picks:,}"),
+        ("picks, of any kind", f"{counts.picks:,}"),
     )
     shown = "".join(
         f'<div class="zl-card"><b>{escape(value)}</b><small>{escape(what)}</small></div>' for what, value in cards
