@@ -47,6 +47,9 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
 }
 
 
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
 class CannotServe(Exception):
     """The server cannot start; the message says why and what to do."""
 
@@ -186,6 +189,7 @@ def create_application(settings: Settings, store: FeedbackStore, on_ready: Calla
     """API and pages in one FastAPI application; its lifespan brings up the trainer and the engine."""
     from fastapi import FastAPI
     from fastapi.responses import RedirectResponse
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from chat_app.api import create_api
     from chat_app.serving.slot import ModelSlot
@@ -206,6 +210,8 @@ def create_application(settings: Settings, store: FeedbackStore, on_ready: Calla
             await operations.close()
 
     app = create_api(operations, TRAINER_STATUSES, lifespan=lifespan)
+    # Without accounts, a page elsewhere must not reach this server through a name that resolves to loopback.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, settings.host], www_redirect=False)
     app.add_api_route("/admin", lambda: RedirectResponse("/admin/"), include_in_schema=False)
     return mount_pages(app, operations, (refusals.TrainerError,))
 

@@ -330,7 +330,7 @@ def _loop_routes(operations: Operations) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["loop"])
 
     @router.post("/snapshots")
-    def snapshots(_: Nothing) -> dict[str, Any]:
+    def snapshots(_: Nothing | None = None) -> dict[str, Any]:
         """Freeze the present preferences (a run does this by itself)."""
         frozen = operations.freeze()
         return {
@@ -341,8 +341,9 @@ def _loop_routes(operations: Operations) -> APIRouter:
         }
 
     @router.post("/runs")
-    def start_run(body: RunBody) -> dict[str, Any]:
+    def start_run(body: RunBody | None = None) -> dict[str, Any]:
         """Start a retrain; 409 with the active run where one runs."""
+        body = body or RunBody()
         return operations.start_run(
             recipe=body.recipe,
             max_steps=body.max_steps,

@@ -196,6 +196,7 @@ def test_the_first_champion_cannot_be_rolled_back(server: Server) -> None:
 def test_a_run_that_cannot_be_started_is_refused_before_it_starts(server: Server) -> None:
     assert server.refused("/v1/runs", {"recipe": "no-such-recipe"})[0] == 404
     assert server.refused("/v1/runs", {"max_steps": 0})[0] == 422
+    assert server.http.post("/v1/snapshots").status_code in (200, 409)  # a body is not needed
     assert server.refused("/v1/runs", {"practice": "no-such-taste"})[0] == 422
     assert server.get("/v1/runs")["runs"] == []
 
@@ -211,6 +212,12 @@ def test_pages_answer_and_load_nothing_from_elsewhere(server: Server) -> None:
         answer = server.http.get(path, follow_redirects=True)
         assert answer.status_code == 200
         assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_only_loopback_names_are_served(server: Server) -> None:
+    assert server.http.get("/livez", headers={"host": "localhost:7860"}).status_code == 200
+    assert server.http.get("/livez", headers={"host": "[::1]:7860"}).status_code == 200
+    assert server.http.get("/livez", headers={"host": "evil.example"}).status_code == 400
 
 
 def test_many_at_once_get_an_answer_each(server: Server) -> None:
