@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from feedback_store.store import FeedbackStore
 log = logging.getLogger(__name__)
 
 CLOSING_S = 10.0
+TICK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Answers:
         self._slot = slot
         self._rater = rater
         self._recording: set[asyncio.Task[None]] = set()
+        self._stops: dict[str, asyncio.Event] = {}  # turn id → set to end its growing answers
         self._dice = random.SystemRandom()
 
     async def stream(
@@ -48,16 +50,21 @@ class Answers:
     ) -> AsyncGenerator[TurnStream, None]:
         """Answer `messages` by the champion: yields the growing answer; at the end it is stored, with the turn if any.
 
-        The version is pinned at the start. Leaving early stores what was written, as `cancelled`. Raises EngineError.
+        The version is pinned at the start. Leaving early, or `stop`, stores what was written, as `cancelled`.
+        Raises EngineError.
         """
-        async with self.slot.pin() as engine:
+        async with self.slot.pin() as engine, self._growing(turn_id) as stopped:
             answer = TurnStream(engine, messages, self._seeded(sampling))
             try:
-                async with aclosing(answer):
-                    async for _ in answer:
+                async with aclosing(merge((answer,), tick_s=TICK_S)) as growing:
+                    async for _ in growing:
                         yield answer
+                        if stopped.is_set():
+                            break
             finally:
                 keeping = self._in_background(self._keep_answer, answer.candidate(), turn_id)
+            if answer.error is not None:
+                raise answer.error
         await asyncio.shield(keeping)
 
     async def answer(self, messages: Sequence[Message], sampling: Sampling) -> TurnStream:
@@ -74,17 +81,19 @@ class Answers:
     ) -> AsyncGenerator[Comparison, None]:
         """Two answers to `messages`, growing together, blind, in random order; the last one yielded has the pair.
 
-        Leaving early stores both answers as `cancelled`, and no pair. Raises EngineError.
+        Leaving early, or `stop`, stores both answers as `cancelled`, and no pair. Raises EngineError.
         """
-        async with self.slot.pin() as engine:
+        async with self.slot.pin() as engine, self._growing(turn_id) as stopped:
             one = self._seeded(sampling)
             other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
             first, second = (TurnStream(engine, messages, draw) for draw in shuffle((one, other), self._dice))
             complete = False
             try:
-                async with aclosing(merge((first, second))) as growing:
+                async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
                     async for _ in growing:
                         yield Comparison(first, second)
+                        if stopped.is_set():
+                            return
                 broken = first.error or second.error
                 if broken is not None:
                     raise broken
@@ -113,6 +122,25 @@ class Answers:
         if self._slot is None:
             raise EngineBroken("No model is served here. Start the server: make run")
         return self._slot
+
+    def stop(self, turn_id: str) -> None:
+        """End the answers that grow for a turn, within half a second; where none grows this does nothing."""
+        if turn_id in self._stops:
+            self._stops[turn_id].set()
+
+    @asynccontextmanager
+    async def _growing(self, turn_id: str | None) -> AsyncGenerator[asyncio.Event, None]:
+        """While answers of a turn grow, `stop` reaches them through this event."""
+        stopped = asyncio.Event()
+        if turn_id is None:
+            yield stopped
+            return
+        self._stops[turn_id] = stopped
+        try:
+            yield stopped
+        finally:
+            if self._stops.get(turn_id) is stopped:
+                del self._stops[turn_id]
 
     async def settled(self) -> None:
         """Wait until everything written so far is stored."""

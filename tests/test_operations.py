@@ -112,6 +112,40 @@ def test_leaving_early_keeps_what_was_written_as_cancelled(tmp_path: Path) -> No
         assert len(answer.text) > 20
 
 
+def test_stop_ends_one_answer_and_keeps_what_was_written(tmp_path: Path) -> None:
+    with house(tmp_path, delay_s=0.02) as (operations, store):
+
+        async def stop() -> str:
+            turn = operations.begin_turn(None, "A long story")
+            operations.answers.stop(turn.turn_id)  # nothing grows yet: this does nothing
+            async with aclosing(operations.reply(turn)) as growing:
+                async for answer in growing:
+                    if answer.text:
+                        operations.answers.stop(turn.turn_id)
+            return turn.conversation_id
+
+        answer = store.load_conversation(served(operations, stop))[1][0].answer
+        assert answer is not None
+        assert answer.finish_reason == "cancelled"
+
+
+def test_stop_ends_both_answers_of_a_comparison(tmp_path: Path) -> None:
+    with house(tmp_path, delay_s=0.02) as (operations, store):
+
+        async def stop() -> Comparison:
+            turn = operations.begin_turn(None, "Which one?")
+            newest = None
+            async with aclosing(operations.compare(turn)) as growing:
+                async for comparison in growing:
+                    newest = comparison
+                    operations.answers.stop(turn.turn_id)
+            assert newest is not None
+            return newest
+
+        assert served(operations, stop).pair is None
+        assert store.counts().pairs == 0
+
+
 def test_a_picked_answer_goes_on_and_teaches(tmp_path: Path) -> None:
     with house(tmp_path) as (operations, store):
 

@@ -29,6 +29,7 @@ PICKS = (
 )
 REASONS = ("clearer", "correct", "shorter", "tone", "safer")
 LONGEST_MESSAGE = 20_000
+STOPPED = "Stopped. What was written so far is kept; Retry asks again."
 WAITING = "Which answer is better? Use a button, or its key."
 
 Updates = dict[Any, Any]
@@ -107,7 +108,7 @@ class ChatPage:
             trigger_mode="once", **streaming,
         )  # fmt: skip
         retrying = self.retry.click(self.again, [self.conversation, self.compare, self.pair], view, **streaming)
-        self.stop.click(self.stopped, [self.conversation], view, cancels=[sending, retrying], **quiet)
+        self.stop.click(self.end, [self.conversation], [self.note], **quiet)
         self.new.click(self.open_new, None, view, cancels=[sending, retrying], **quiet)
         self.threads.input(self.open_thread, [self.threads], view, cancels=[sending, retrying], **quiet)
         for pick, button in self.picks.items():
@@ -165,26 +166,30 @@ class ChatPage:
         both = compare == "always" or (
             compare == "sometimes" and random.random() < self.operations.settings.compare_share  # noqa: S311
         )
+        stopped = False
         try:
             if both:
                 async with aclosing(self.operations.compare(turn)) as growing:
                     async for comparison in growing:
+                        stopped = comparison.pair is None
                         yield self._comparing(comparison)
             else:
                 async with aclosing(self.operations.reply(turn)) as growing_one:
                     async for answer in growing_one:
+                        stopped = answer.finish_reason is None
                         yield {self.thread: [*before, asked, {"role": "assistant", "content": answer.text or "…"}]}
         except (EngineError, StoreError, Refused) as error:
             yield self._shown(turn.conversation_id) | {self.note: f"No answer: {error}"}
             return
-        yield self._shown(turn.conversation_id)
-
-    async def stopped(self, conversation_id: str) -> Updates:
-        """After Stop: what was written so far is kept, and shown."""
         await self.operations.answers.settled()
-        if not conversation_id:
-            return self.open_new()
-        return self._shown(conversation_id) | {self.note: "Stopped. What was written so far is kept; Retry asks again."}
+        yield self._shown(turn.conversation_id) | ({self.note: STOPPED} if stopped else {})
+
+    def end(self, conversation_id: str) -> str:
+        """Stop: the answers end themselves, and the event that shows them says so."""
+        turns = self.operations.turns(conversation_id) if conversation_id else ()
+        if turns:
+            self.operations.answers.stop(turns[-1].turn_id)
+        return "Stopping…"
 
     # --- picking ---------------------------------------------------------------------------------------------------
 

@@ -61,8 +61,8 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 def _note_error(text: str, troubles: list[str]) -> None:
     blocked_image = "img-src" in text  # as it should be
-    left_while_streaming = text.startswith("AbortError")
-    if not blocked_image and not left_while_streaming:
+    left_the_page = text.startswith("AbortError") or "Connection errored out" in text  # Gradio, in mid-event
+    if not blocked_image and not left_the_page:
         troubles.append(text)
 
 
