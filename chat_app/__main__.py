@@ -23,12 +23,15 @@ from chat_app.operations import Operations
 from chat_app.serving.engine import Engine, ServedVersion
 from chat_app.settings import Settings, SettingsError, load_settings
 from feedback_store import snapshots
+from feedback_store.backup import list_backups, verify_backup
 from feedback_store.errors import StoreError
+from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
+from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer import schedule
 from trainer.base_model import BaseModel, embedded
-from trainer.recipe import DEFAULT, PRACTICE, recipe_names
+from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
@@ -59,6 +62,7 @@ class TrainerRoom:
 
     def __init__(self, settings: Settings, store: FeedbackStore) -> None:
         self._settings = settings
+        self._store = store
         self._base = base_model(settings)
         self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
 
@@ -77,6 +81,10 @@ class TrainerRoom:
     def recipes(self) -> Sequence[str]:
         """The recipes for real preferences, the default first."""
         return sorted(set(recipe_names()) - {PRACTICE}, key=lambda name: name != DEFAULT)
+
+    def snapshot(self, recipe: str | None) -> snapshots.Snapshot:
+        """Freeze the present preferences as a recipe (the default one for None) mixes them."""
+        return freeze(self._settings, self._store, None, load_recipe(recipe or DEFAULT).mix(seed=0))
 
     def manifests(self) -> Sequence[Mapping[str, Any]]:
         """The base as `v0`, then every published version, oldest first."""
@@ -115,9 +123,17 @@ def base_model(settings: Settings) -> BaseModel:
     return BaseModel(name=path.stem.lower(), gguf=path, directory=None)
 
 
-def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None) -> snapshots.Snapshot:
-    """Freeze the present preferences, real ones or those of a practice taste."""
-    return snapshots.freeze(store.preferences(practice_taste), settings.data_dir / "snapshots", practice_taste)
+def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
+    """Freeze the present preferences, real ones as the mix says, or those of a practice taste."""
+    with store.freezing:
+        return snapshots.freeze(
+            store.training_rows(practice_taste),
+            settings.data_dir / "snapshots",
+            practice_taste,
+            mix,
+            evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),
+            redact=settings.redact,
+        )
 
 
 def engine_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[Engine]]:
@@ -150,6 +166,7 @@ def compose(settings: Settings, *, with_trainer: bool) -> Iterator[Any]:
     """The API on the data directory without a served model, for commands where no server runs."""
     from chat_app.api import create_api
 
+    _keep_to_ourselves()
     with open_store(settings) as store:
         room = TrainerRoom(settings, store)
         if with_trainer:
@@ -160,11 +177,16 @@ def compose(settings: Settings, *, with_trainer: bool) -> Iterator[Any]:
             room.supervisor.stop()
 
 
+def _keep_to_ourselves() -> None:
+    """No library reports home."""
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+
+
 def serve(settings: Settings, *, as_json: bool = False) -> None:
     """Serve until interrupted. Raises CannotServe."""
     import uvicorn
 
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")  # no phone-home
+    _keep_to_ourselves()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -200,6 +222,7 @@ def create_application(settings: Settings, store: FeedbackStore, on_ready: Calla
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(operations.data.finish_erasures)
         await operations.start_serving()
         await asyncio.to_thread(room.supervisor.start)
         on_ready()
@@ -237,7 +260,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def verify_all(settings: Settings) -> tuple[list[str], list[str]]:
-    """Re-derive the hashes of every snapshot and version: (sentences about what is wrong, names checked)."""
+    """Re-derive the hashes of every snapshot, version and backup: (sentences about what is wrong, names checked)."""
     from trainer.versions import Versions
 
     problems: list[str] = []
@@ -254,6 +277,12 @@ def verify_all(settings: Settings) -> tuple[list[str], list[str]]:
         try:
             versions.verify(name)
         except refusals.TrainerError as error:
+            problems.append(str(error))
+    for backup in list_backups(settings.data_dir / "backups"):
+        checked.append(f"backup {backup.path.name}")
+        try:
+            verify_backup(backup.path)
+        except StoreError as error:
             problems.append(str(error))
     return problems, checked
 

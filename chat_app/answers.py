@@ -62,7 +62,7 @@ class Answers:
                         if stopped.is_set():
                             break
             finally:
-                keeping = self._in_background(self._keep_answer, answer.candidate(), turn_id)
+                keeping = self._in_background(self._keep_answer, answer.candidate(), messages, turn_id)
             if answer.error is not None:
                 raise answer.error
         await asyncio.shield(keeping)
@@ -101,9 +101,9 @@ class Answers:
             finally:
                 if not complete:
                     for answer in (first, second):
-                        self._in_background(self._keep_answer, answer.candidate(), None)
+                        self._in_background(self._keep_answer, answer.candidate(), messages, None)
         pair = Pair(new_id("pair"), tuple(messages), first.candidate(), second.candidate(), turn_id, self._rater, now())
-        await asyncio.shield(self._in_background(self._keep_pair, pair))
+        await asyncio.shield(self._in_background(self._store.record_pair, pair))
         yield Comparison(first, second, pair)
 
     async def make_pair(self, messages: Sequence[Message], sampling: Sampling) -> Pair:
@@ -170,12 +170,7 @@ class Answers:
         if not task.cancelled() and task.exception() is not None:
             log.error("An answer could not be stored: %s", task.exception())
 
-    def _keep_answer(self, candidate: Candidate, turn_id: str | None) -> None:
-        self._store.record_candidate(candidate)
+    def _keep_answer(self, candidate: Candidate, messages: Sequence[Message], turn_id: str | None) -> None:
+        self._store.record_candidate(candidate, messages, turn_id=turn_id, rater=self._rater)
         if turn_id is not None and candidate.text and candidate.finish_reason != "error":
             self._store.record_answer(turn_id, candidate.candidate_id)
-
-    def _keep_pair(self, pair: Pair) -> None:
-        self._store.record_candidate(pair.first)
-        self._store.record_candidate(pair.second)
-        self._store.record_pair(pair)

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from chat_app.data_api import Strict, data_routes
 from chat_app.operations import Operations, Refused
 from chat_app.serving.engine import BadSampling, ContextOverflow, EngineBroken, EngineError
 from chat_app.turns import TurnStream
@@ -26,7 +27,10 @@ from feedback_store.errors import (
     InvalidRecord,
     NotEnoughPreferences,
     NotFound,
+    PushRefused,
+    QueryRefused,
     StoreBusy,
+    StoreDamaged,
     StoreError,
 )
 from feedback_store.records import Message, PickChoice
@@ -48,18 +52,15 @@ STATUSES: dict[type[Exception], int] = {
     InvalidRecord: 422,
     BadImport: 400,
     NotEnoughPreferences: 409,
+    PushRefused: 409,
+    QueryRefused: 400,
     StoreBusy: 503,
+    StoreDamaged: 503,
     StoreError: 500,
 }
 """Which status an error of our own gets; the composition root adds the trainer's."""
 
 TYPES = {400: "bad_request", 404: "not_found", 409: "conflict", 413: "too_long", 422: "invalid", 429: "too_many"}
-
-
-class Strict(BaseModel):
-    """A body that refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class MessageBody(BaseModel):
@@ -91,28 +92,28 @@ class PairBody(Strict):
     seed: int | None = None
 
 
+IdempotencyKey = Annotated[str | None, Field(min_length=1, max_length=200)]
+
+
 class PickBody(Strict):
     pair_id: str
     pick: PickChoice
-    reasons: Annotated[list[str], Field(max_length=20)] = []
+    reasons: Annotated[list[str], Field(max_length=20, default_factory=list)]
     comment: Annotated[str | None, Field(max_length=10_000)] = None
-    idempotency_key: Annotated[str | None, Field(min_length=1, max_length=200)] = None
+    idempotency_key: IdempotencyKey = None
 
 
 class RatingBody(Strict):
     candidate_id: str
     rating: Literal["up", "down"]
     comment: Annotated[str | None, Field(max_length=10_000)] = None
+    idempotency_key: IdempotencyKey = None
 
 
 class EditBody(Strict):
     candidate_id: str
     text: Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
-
-
-class ImportBody(Strict):
-    source: Annotated[str, Field(min_length=1, max_length=4_096)]
-    format: str = "auto"
+    idempotency_key: IdempotencyKey = None
 
 
 class RunBody(Strict):
@@ -121,6 +122,10 @@ class RunBody(Strict):
     num_processes: Annotated[int | None, Field(ge=1)] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     practice: str | None = None
+
+
+class SnapshotBody(Strict):
+    recipe: str | None = None
 
 
 class PromoteBody(Strict):
@@ -143,6 +148,7 @@ def create_api(
     app = FastAPI(title="Zephyr Loop", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(_chat_routes(operations))
     app.include_router(_feedback_routes(operations))
+    app.include_router(data_routes(operations.data))
     app.include_router(_loop_routes(operations))
     app.include_router(_health_routes(operations))
     app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
@@ -295,30 +301,13 @@ def _feedback_routes(operations: Operations) -> APIRouter:
     @router.post("/ratings")
     def ratings(body: RatingBody) -> dict[str, Any]:
         """Thumbs up or down on one answer (`id` of a completion, or a `candidate_id`)."""
-        return {"rating_id": operations.record_rating(body.candidate_id, body.rating, body.comment).rating_id}
+        kept = operations.record_rating(body.candidate_id, body.rating, body.comment, body.idempotency_key)
+        return {"rating_id": kept.rating_id}
 
     @router.post("/edits")
     def edits(body: EditBody) -> dict[str, Any]:
-        """A person's rewrite of an answer. Kept as evidence; it becomes no preference yet."""
-        return {"edit_id": operations.record_edit(body.candidate_id, body.text).edit_id}
-
-    @router.post("/imports")
-    def imports(body: ImportBody) -> dict[str, Any]:
-        """Import preferences from a file on the server or a hub id; all or nothing."""
-        result = operations.import_preferences(body.source, body.format)
-        return {
-            "import_id": result.import_id,
-            "imported": result.imported,
-            "duplicates": result.duplicates,
-            "skipped": dict(result.skipped),
-            "format": result.format,
-        }
-
-    @router.get("/export")
-    def export(format: Literal["trl", "csv"] = "trl") -> PlainTextResponse:  # noqa: A002 - the public parameter's name
-        """Every real preference: JSON lines in TRL's conversational layout with provenance, or CSV."""
-        media_type = "application/x-ndjson" if format == "trl" else "text/csv"
-        return PlainTextResponse(operations.export(format), media_type=media_type)
+        """A person's rewrite of an answer: better than the answer it rewrites, where that one was complete."""
+        return {"edit_id": operations.record_edit(body.candidate_id, body.text, body.idempotency_key).edit_id}
 
     return router
 
@@ -330,14 +319,16 @@ def _loop_routes(operations: Operations) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["loop"])
 
     @router.post("/snapshots")
-    def snapshots(_: Nothing | None = None) -> dict[str, Any]:
-        """Freeze the present preferences (a run does this by itself)."""
-        frozen = operations.freeze()
+    def snapshots(body: SnapshotBody | None = None) -> dict[str, Any]:
+        """Freeze the present preferences as a recipe mixes them (a run does this by itself)."""
+        frozen = operations.freeze(body.recipe if body else None)
         return {
             "snapshot": frozen.hash,
             "train": frozen.train_rows,
             "held_out": frozen.held_out_rows,
             "counts": dict(frozen.counts),
+            "left_out": dict(frozen.left_out),
+            "redacted": dict(frozen.redacted),
         }
 
     @router.post("/runs")
@@ -405,8 +396,12 @@ def _health_routes(operations: Operations) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
-        """A model is served and the store answers; 503 with the reason otherwise."""
-        status = await run_in_threadpool(operations.status)
+        """A model is served and the store can keep what people say; 503 with the reason otherwise."""
+        try:
+            await run_in_threadpool(operations.data.check)
+            status = await run_in_threadpool(operations.status)
+        except StoreError as error:
+            return JSONResponse({"status": "not ready", "problem": str(error)}, 503, {"Retry-After": "5"})
         ready = status.serving is not None
         body = {
             "status": "ok" if ready and status.problem is None else "degraded" if ready else "not ready",

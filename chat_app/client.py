@@ -7,7 +7,7 @@ button do the same thing. A server announces itself in `DATA_DIR/server.json`.
 import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from chat_app.settings import Settings
 
 ANNOUNCEMENT = "server.json"
 IN_PROCESS = "http://zloop.in-process"
+LOOK_EVERY_S = 0.3
 PATIENCE = httpx.Timeout(3600, connect=5)  # an import or an evaluation takes minutes
 
 
@@ -82,11 +83,24 @@ class Client:
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send one request; its JSON body. Raises `ApiRefused` for an error, `httpx.HTTPError` for no answer."""
-        answer = self._runner.run(self._http.request(method, path, json=body))
-        if answer.is_error:
-            raise ApiRefused(answer.status_code, _json_of(answer))
-        result: dict[str, Any] = answer.json()
-        return result
+        return _result(self._runner.run(self._http.request(method, path, json=body)))
+
+    def watch(
+        self, method: str, path: str, body: dict[str, Any], looked_at: str, seen: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Send one long request, and hand to `seen` what GET `looked_at` says meanwhile. Raises like `request`."""
+
+        async def both() -> httpx.Response:
+            answer = asyncio.ensure_future(self._http.request(method, path, json=body))
+            while not answer.done():
+                await asyncio.wait([answer], timeout=LOOK_EVERY_S)
+                if not answer.done():
+                    meanwhile = await self._http.get(looked_at)
+                    if meanwhile.is_success:
+                        seen(meanwhile.json())
+            return answer.result()
+
+        return _result(self._runner.run(both()))
 
     def text(self, path: str) -> str:
         """GET `path` as text. Raises like `request`."""
@@ -121,6 +135,13 @@ def connect(settings: Settings, *, with_trainer: bool = False) -> Iterator[Clien
                 yield Client(http, "no server is running; working on the data directory itself", runner)
             finally:
                 runner.run(http.aclose())
+
+
+def _result(answer: httpx.Response) -> dict[str, Any]:
+    if answer.is_error:
+        raise ApiRefused(answer.status_code, _json_of(answer))
+    result: dict[str, Any] = answer.json()
+    return result
 
 
 def _json_of(answer: httpx.Response) -> dict[str, Any]:

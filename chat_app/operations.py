@@ -6,27 +6,25 @@ of chat_app but its composition root, imports nothing of `trainer`.
 """
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 from chat_app.answers import Answers, Comparison
+from chat_app.data import DataOperations
 from chat_app.pairs import sentence_after, settle
 from chat_app.serving.engine import Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
-from feedback_store import exports, practice, snapshots
+from feedback_store import practice
 from feedback_store.records import (
     BASE_VERSION,
-    IMPORT_SOURCES,
     Conversation,
     Counts,
     Edit,
-    ImportResult,
     Message,
     Pair,
     Pick,
@@ -34,6 +32,7 @@ from feedback_store.records import (
     Rating,
     Turn,
 )
+from feedback_store.snapshots import Snapshot
 from feedback_store.store import FeedbackStore
 
 log = logging.getLogger(__name__)
@@ -79,6 +78,7 @@ class Trainer(Protocol):
     def run(self, run_id: str) -> RunHandle: ...
     def runs(self) -> Sequence[RunHandle]: ...
     def recipes(self) -> Sequence[str]: ...
+    def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def served(self, version: str) -> ServedVersion: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
@@ -143,6 +143,7 @@ class Operations:
         self._store = store
         self._trainer = trainer
         self.answers = Answers(store, slot, RATER)
+        self.data = DataOperations(settings, store, RATER, self._cancel_active)
         self._slot = slot
         self._is_due = is_due
         self._problem: str | None = None
@@ -215,7 +216,7 @@ class Operations:
         if conversation_id is None:
             title = " ".join(text.split())
             title = title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1] + "…"
-            conversation_id = self._store.record_conversation(title).conversation_id
+            conversation_id = self._store.record_conversation(title, rater=RATER).conversation_id
         return self._store.record_turn(conversation_id, text)
 
     def reply(self, turn: Turn) -> AsyncGenerator[TurnStream, None]:
@@ -270,28 +271,17 @@ class Operations:
             self._start_if_due(new),
         )
 
-    def record_rating(self, candidate_id: str, rating: str, comment: str | None) -> Rating:
-        """Thumbs up or down on one answer. Raises NotFound."""
-        return self._store.record_rating(candidate_id, rating, comment=comment, rater=RATER)
+    def record_rating(
+        self, candidate_id: str, rating: str, comment: str | None = None, idempotency_key: str | None = None
+    ) -> Rating:
+        """Thumbs up or down on one answer. Raises NotFound, Conflict."""
+        return self._store.record_rating(
+            candidate_id, rating, comment=comment, rater=RATER, idempotency_key=idempotency_key
+        )
 
-    def record_edit(self, candidate_id: str, text: str) -> Edit:
-        """A person's rewrite of an answer. Raises NotFound."""
-        return self._store.record_edit(candidate_id, text, rater=RATER)
-
-    def import_formats(self) -> Sequence[str]:
-        """`auto`, then every format an import understands."""
-        return ("auto", *IMPORT_SOURCES)
-
-    def import_preferences(self, source: str, format_: str) -> ImportResult:
-        """Import a file or hub id, all or nothing. Raises BadImport."""
-        return self._store.record_import(source, format_)
-
-    def export(self, format_: str) -> str:
-        """Every real preference as JSON lines (`trl`) or CSV."""
-        preferences = self._store.preferences()
-        if format_ == "csv":
-            return exports.csv_text(preferences)
-        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in exports.trl_lines(preferences))
+    def record_edit(self, candidate_id: str, text: str, idempotency_key: str | None = None) -> Edit:
+        """A person's rewrite of an answer. Raises NotFound, Conflict."""
+        return self._store.record_edit(candidate_id, text, rater=RATER, idempotency_key=idempotency_key)
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -316,6 +306,11 @@ class Operations:
         """Stop a run."""
         return self._trainer.cancel(run_id)
 
+    def _cancel_active(self, run_ids: Collection[str]) -> None:
+        for run in self.runs():
+            if run.is_active and run.run_id in run_ids:
+                self._trainer.cancel(run.run_id)
+
     def run(self, run_id: str) -> RunHandle:
         """One run."""
         return self._trainer.run(run_id)
@@ -328,9 +323,9 @@ class Operations:
         """The names of the recipes, the default first."""
         return self._trainer.recipes()
 
-    def freeze(self) -> snapshots.Snapshot:
-        """Freeze the present preferences. Raises NotEnoughPreferences."""
-        return snapshots.freeze(self._store.preferences(), self.settings.data_dir / "snapshots", None)
+    def freeze(self, recipe: str | None = None) -> Snapshot:
+        """Freeze the present preferences as a recipe mixes them. Raises NotEnoughPreferences."""
+        return self._trainer.snapshot(recipe)
 
     def evaluate(self, version: str, against: str | None) -> dict[str, Any]:
         """Compare `version` with `against` (default: the champion) on held-out pairs."""

@@ -43,6 +43,12 @@ class Settings(BaseModel):
             description="Start a retrain by itself after this many new preferences from picks; 0: only when asked.",
         ),
     ] = 50
+    redact: Annotated[
+        bool, Field(description="Hide e-mail addresses, phone numbers and keys on the way into a snapshot.")
+    ] = True
+    keep_backups_days: Annotated[
+        int, Field(ge=1, le=3650, description="Days a backup is kept; the newest three are kept however old they are.")
+    ] = 30
     max_tokens: Annotated[
         int, Field(ge=1, le=8192, description="Longest answer, in tokens, where a request names none.")
     ] = 1024

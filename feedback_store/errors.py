@@ -10,7 +10,9 @@
     ├── BadImport              a preference source that cannot be read; nothing was imported
     ├── NotEnoughPreferences   nothing to freeze into a snapshot
     ├── LeakedPrompt           a held-out prompt in the train part
-    └── SnapshotDamaged        a snapshot whose files do not match its manifest
+    ├── SnapshotDamaged        a snapshot whose files do not match its manifest
+    ├── PushRefused            an export that was not sent to a hub
+    └── QueryRefused           a question in SQL that is not one SELECT, fails or takes too long
 
 A message says what, the value, the limit and what to do next. Callers catch at the edges only.
 """
@@ -99,3 +101,16 @@ class LeakedPrompt(StoreError):
 
 class SnapshotDamaged(StoreError):
     """A snapshot is incomplete, or its files do not match its manifest."""
+
+
+class PushRefused(StoreError):
+    """An export was not sent to a hub, or the hub did not take it."""
+
+    def __init__(self, repo_id: str, reason: str) -> None:
+        super().__init__(f"The export was not pushed to {shown(repo_id)}: {reason}")
+        self.repo_id = repo_id
+        self.reason = reason
+
+
+class QueryRefused(StoreError):
+    """A question in SQL was not answered; the message says why. Nothing was changed."""

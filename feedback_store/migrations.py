@@ -15,6 +15,8 @@ from pathlib import Path
 
 import duckdb
 
+from feedback_store.copying import COPYING, copy_database
+from feedback_store.durable import sync
 from feedback_store.errors import StoreDamaged, StoreTooNew
 
 PROMPT_TYPE = "STRUCT(role VARCHAR, content VARCHAR)[]"
@@ -92,6 +94,65 @@ MIGRATIONS: tuple[Migration, ...] = (
                 created_at TIMESTAMP NOT NULL)""",
         ),
     ),
+    Migration(
+        2,
+        "every kind of feedback, privacy, group commit",
+        (
+            "ALTER TABLE conversations ADD COLUMN rater VARCHAR DEFAULT 'local'",
+            # What an answer answered: an edit or a rating of it is a training row.
+            f"""CREATE TABLE generations (
+                candidate_id VARCHAR PRIMARY KEY, prompt {PROMPT_TYPE} NOT NULL, split VARCHAR NOT NULL,
+                turn_id VARCHAR, rater VARCHAR NOT NULL, event BIGINT NOT NULL DEFAULT nextval('events'),
+                created_at TIMESTAMP NOT NULL)""",
+            """INSERT INTO generations (candidate_id, prompt, split, turn_id, rater, created_at)
+                SELECT candidate_id, prompt, split, turn_id, rater, created_at FROM (
+                    SELECT first_candidate_id AS candidate_id, * FROM pairs
+                    UNION ALL BY NAME SELECT second_candidate_id AS candidate_id, * FROM pairs
+                ) QUALIFY row_number() OVER (PARTITION BY candidate_id ORDER BY event) = 1""",
+            # A pick says which part its preference is in (NULL: it teaches nothing), and what it supersedes: so the
+            # picks that stand are counted without joining a million rows.
+            "ALTER TABLE picks ADD COLUMN part VARCHAR",
+            "ALTER TABLE picks ADD COLUMN supersedes VARCHAR",
+            "ALTER TABLE picks ADD COLUMN superseded_pick VARCHAR",
+            "ALTER TABLE picks ADD COLUMN superseded_part VARCHAR",
+            """CREATE TABLE pick_words (
+                pair_id VARCHAR NOT NULL, rater VARCHAR NOT NULL, number INTEGER NOT NULL, pick_id VARCHAR NOT NULL,
+                PRIMARY KEY (pair_id, rater, number))""",
+            """INSERT INTO pick_words SELECT pair_id, rater,
+                row_number() OVER (PARTITION BY pair_id, rater ORDER BY event) - 1, pick_id FROM picks""",
+            """UPDATE picks SET part = pairs.split FROM pairs
+                WHERE pairs.pair_id = picks.pair_id AND picks.preference_id IS NOT NULL""",
+            """UPDATE picks SET
+                supersedes = before.pick_id, superseded_pick = before.pick, superseded_part = before.part
+                FROM pick_words AS own, pick_words AS earlier, picks AS before
+                WHERE own.pick_id = picks.pick_id AND earlier.pair_id = own.pair_id AND earlier.rater = own.rater
+                AND earlier.number = own.number - 1 AND before.pick_id = earlier.pick_id""",
+            """CREATE OR REPLACE VIEW standing_picks AS SELECT * FROM picks
+                WHERE pick_id NOT IN (SELECT supersedes FROM picks WHERE supersedes IS NOT NULL)""",
+            "CREATE TABLE event_keys (idempotency_key VARCHAR PRIMARY KEY, record_id VARCHAR NOT NULL)",
+            "ALTER TABLE imports ADD COLUMN why VARCHAR DEFAULT ''",
+            "ALTER TABLE imports ADD COLUMN unpaired BIGINT DEFAULT 0",
+            "ALTER TABLE imports ADD COLUMN examples JSON DEFAULT '{}'",
+            f"""CREATE TABLE unpaired_preferences (
+                unpaired_id VARCHAR PRIMARY KEY, prompt {PROMPT_TYPE} NOT NULL, split VARCHAR NOT NULL,
+                completion VARCHAR NOT NULL, label BOOLEAN NOT NULL, source VARCHAR NOT NULL, weight DOUBLE NOT NULL,
+                rater VARCHAR, versions VARCHAR[] NOT NULL, import_id VARCHAR,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE learning_choices (
+                scope VARCHAR NOT NULL CHECK (scope IN ('conversation', 'rater')), subject VARCHAR NOT NULL,
+                learn BOOLEAN NOT NULL, "by" VARCHAR NOT NULL, event BIGINT NOT NULL DEFAULT nextval('events'),
+                created_at TIMESTAMP NOT NULL)""",
+            """CREATE VIEW refusals AS SELECT scope, subject FROM learning_choices
+                GROUP BY scope, subject HAVING NOT arg_max(learn, event)""",
+            # Tombstones hold no name and no text: a salted hash of the rater, and hashes of what was erased.
+            "CREATE TABLE store_facts (name VARCHAR PRIMARY KEY, value VARCHAR NOT NULL)",
+            "INSERT INTO store_facts VALUES ('salt', CAST(uuid() AS VARCHAR))",
+            """CREATE TABLE erasures (
+                rater_hash VARCHAR NOT NULL, counts JSON NOT NULL, event BIGINT NOT NULL DEFAULT nextval('events'),
+                created_at TIMESTAMP NOT NULL)""",
+            "CREATE TABLE erased_contents (content_hash VARCHAR PRIMARY KEY)",
+        ),
+    ),
 )
 
 
@@ -149,14 +210,9 @@ def _apply(connection: duckdb.DuckDBPyConnection, migration: Migration, applied_
 
 
 def _back_up(connection: duckdb.DuckDBPyConnection, backups: Path, name: str) -> None:
-    # Never by reading the file: closing any handle on it in this process drops DuckDB's POSIX lock on it.
-    backups.mkdir(parents=True, exist_ok=True)
-    target, unfinished = backups / name, backups / f".{name}"
-    unfinished.unlink(missing_ok=True)
-    source = connection.execute("SELECT current_database()").fetchall()[0][0]
-    connection.execute("ATTACH '{}' AS backup_copy".format(str(unfinished).replace("'", "''")))
-    try:
-        connection.execute('COPY FROM DATABASE "{}" TO backup_copy'.format(source.replace('"', '""')))
-    finally:
-        connection.execute("DETACH backup_copy")
-    unfinished.replace(target)
+    unfinished = backups.parent / COPYING / name
+    for folder in (backups, unfinished.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    copy_database(connection, unfinished)
+    unfinished.replace(backups / name)
+    sync(backups)

@@ -7,6 +7,7 @@ become preferences (``preferences.py``).
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,14 @@ ROLES = ("system", "user", "assistant")
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
 RATINGS = ("up", "down")
 PROMOTION_KINDS = ("promote", "rollback")
-IMPORT_SOURCES = ("ultrafeedback_binarized", "argilla", "trl")
-SOURCES = ("pick", *IMPORT_SOURCES, "practice")
+IMPORT_SOURCES = (
+    "ultrafeedback_raw", "ultrafeedback_binarized", "argilla", "argilla_records", "trl", "hh_rlhf", "kto",
+    "open_webui", "librechat", "h2ogpt",
+)  # fmt: skip
+OWN_SOURCES = ("pick", "edit", "retry")
+SOURCES = (*OWN_SOURCES, *IMPORT_SOURCES, "practice")
+UNPAIRED_SOURCES = ("rating", "pick", *IMPORT_SOURCES)
+LEARNING_SCOPES = ("conversation", "rater")
 BASE_VERSION = "v0"
 
 
@@ -240,8 +247,43 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class UnpairedPreference:
+    """One answer with a label: ``label`` is True where it is a good answer to the prompt, False where it is a bad one.
+
+    What KTO learns from (Ethayarajh et al., 2024, arXiv:2402.01306; TRL's "unpaired preference" layout). ``source``
+    is ``rating`` for thumbs, ``pick`` for the two answers of a pair somebody called both bad, or an import's format.
+    """
+
+    unpaired_id: str
+    prompt: tuple[Message, ...]
+    completion: str
+    label: bool
+    source: str
+    weight: float
+    rater: str | None
+    versions: tuple[str, ...]
+    created_at: datetime
+
+    def __post_init__(self) -> None:
+        _check_named(self, "unpaired_id", "completion")
+        _check_prompt(self)
+        _check_one_of(self, "source", UNPAIRED_SOURCES)
+        if not isinstance(self.label, bool):
+            raise InvalidRecord("UnpairedPreference", "label", self.label, "True or False")
+        if not 0 < self.weight < float("inf"):
+            raise InvalidRecord("UnpairedPreference", "weight", self.weight, "a number above 0")
+        _check_optional_text(self, "rater")
+        _check_time(self, "created_at")
+
+
+@dataclass(frozen=True, slots=True)
 class ImportResult:
-    """What an import did. ``skipped`` counts rows by reason: tie, empty, identical, over_long, malformed."""
+    """What an import did.
+
+    ``imported`` counts new rows, ``unpaired`` those of them that are single labelled answers. ``why`` is the sign the
+    format was known by. ``skipped`` counts rows by reason (tie, empty, identical, over_long, malformed, unlabelled,
+    practice, erased); ``examples`` has the numbers of the first few rows of each reason, from 1.
+    """
 
     import_id: str
     source: str
@@ -249,6 +291,9 @@ class ImportResult:
     imported: int
     duplicates: int
     skipped: Mapping[str, int]
+    unpaired: int = 0
+    why: str = ""
+    examples: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +348,7 @@ def _check_time(record: object, *fields: str) -> None:
             raise InvalidRecord(type(record).__name__, field, value, "a time with a time zone (UTC)")
 
 
-def _check_prompt(record: Pair | Preference) -> None:
+def _check_prompt(record: Pair | Preference | UnpairedPreference) -> None:
     name = type(record).__name__
     for message in record.prompt:
         if not isinstance(message, dict) or set(message) != {"role", "content"} or message["role"] not in ROLES:

@@ -8,12 +8,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 
 from feedback_store.preferences import split_of
-from feedback_store.records import Candidate, Message, Pair, Pick, PickChoice, Preference, Promotion
+from feedback_store.records import (
+    Candidate,
+    Edit,
+    Message,
+    Pair,
+    Pick,
+    PickChoice,
+    Preference,
+    Promotion,
+    UnpairedPreference,
+)
+from feedback_store.tables import MESSAGE, MESSAGES
 
 Row = Sequence[Any]
 
@@ -22,16 +34,15 @@ CANDIDATE_COLUMNS = (
 )  # fmt: skip
 PICK_COLUMNS = ("pick_id", "pair_id", "pick", "reasons", "comment", "rater", "idempotency_key", "created_at")
 PAIR_COLUMNS = ("pair_id", "prompt", "turn_id", "rater", "created_at")
-PREFERENCE_COLUMNS = (
-    "preference_id", "prompt", "chosen", "rejected", "source", "weight", "rater", "versions", "practice", "created_at",
+UNPAIRED_COLUMNS = (
+    "unpaired_id", "prompt", "completion", "label", "source", "weight", "rater", "versions", "created_at",
 )  # fmt: skip
 PROMOTION_COLUMNS = ("version", "previous", "kind", "reason", '"by"', "evaluation", "created_at")
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PREFERENCES = pa.schema(
     [
         ("preference_id", pa.string()),
-        ("prompt", _MESSAGES),
+        ("prompt", MESSAGES),
         ("split", pa.string()),
         ("chosen", pa.string()),
         ("rejected", pa.string()),
@@ -40,6 +51,21 @@ _PREFERENCES = pa.schema(
         ("rater", pa.string()),
         ("versions", pa.list_(pa.string())),
         ("practice", pa.string()),
+        ("import_id", pa.string()),
+        ("created_at", pa.timestamp("us")),
+    ]
+)
+_UNPAIRED = pa.schema(
+    [
+        ("unpaired_id", pa.string()),
+        ("prompt", MESSAGES),
+        ("split", pa.string()),
+        ("completion", pa.string()),
+        ("label", pa.bool_()),
+        ("source", pa.string()),
+        ("weight", pa.float64()),
+        ("rater", pa.string()),
+        ("versions", pa.list_(pa.string())),
         ("import_id", pa.string()),
         ("created_at", pa.timestamp("us")),
     ]
@@ -107,6 +133,12 @@ def loaded_pick(row: Row) -> Pick:
     return Pick(pick_id, pair_id, PickChoice(pick), tuple(reasons), comment, rater, key, loaded_time(created_at))
 
 
+def loaded_edit(row: Row) -> Edit:
+    """A row of edit_id, candidate_id, text, rater, created_at."""
+    edit_id, candidate_id, text, rater, created_at = row
+    return Edit(edit_id, candidate_id, text, rater, loaded_time(created_at))
+
+
 def loaded_promotion(row: Row) -> Promotion:
     """A row of PROMOTION_COLUMNS."""
     version, previous, kind, reason, by, evaluation, created_at = row
@@ -114,43 +146,60 @@ def loaded_promotion(row: Row) -> Promotion:
     return Promotion(version, previous, kind, reason, by, measured, loaded_time(created_at))
 
 
-def loaded_preference(row: Row) -> Preference:
-    """A row of the preferences table: imported or practice, so without a pick."""
-    identity, prompt, chosen, rejected, source, weight, rater, versions, practice, created_at = row
-    return Preference(
-        preference_id=identity,
-        prompt=loaded_prompt(prompt),
-        chosen=chosen,
-        rejected=rejected,
-        source=source,
-        weight=weight,
-        rater=rater,
-        pick_id=None,
-        versions=tuple(versions),
-        practice=practice,
-        created_at=loaded_time(created_at),
-    )
+def loaded_unpaired(row: Row) -> UnpairedPreference:
+    """A row of UNPAIRED_COLUMNS."""
+    identity, prompt, completion, label, source, weight, rater, versions, created_at = row
+    return UnpairedPreference(
+        identity, loaded_prompt(prompt), completion, label, source, weight, rater, tuple(versions),
+        loaded_time(created_at),
+    )  # fmt: skip
 
 
 def preference_table(preferences: Sequence[Preference], import_id: str | None) -> pa.Table:
     """Preferences as an Arrow table with the columns of the preferences table."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "preference_id": preference.preference_id,
-                "prompt": stored_prompt(preference.prompt),
-                "split": split_of(preference.prompt),
-                "chosen": preference.chosen,
-                "rejected": preference.rejected,
-                "source": preference.source,
-                "weight": preference.weight,
-                "rater": preference.rater,
-                "versions": list(preference.versions),
-                "practice": preference.practice,
-                "import_id": import_id,
-                "created_at": stored_time(preference.created_at),
-            }
-            for preference in preferences
-        ],
-        schema=_PREFERENCES,
-    )
+    columns: dict[str, Any] = {
+        "preference_id": [one.preference_id for one in preferences],
+        "chosen": [one.chosen for one in preferences],
+        "rejected": [one.rejected for one in preferences],
+        "practice": [one.practice for one in preferences],
+    }
+    return _arrow_table(preferences, import_id, columns, _PREFERENCES)
+
+
+def unpaired_table(preferences: Sequence[UnpairedPreference], import_id: str | None) -> pa.Table:
+    """Unpaired preferences as an Arrow table with the columns of the unpaired_preferences table."""
+    columns: dict[str, Any] = {
+        "unpaired_id": [one.unpaired_id for one in preferences],
+        "completion": [one.completion for one in preferences],
+        "label": [one.label for one in preferences],
+    }
+    return _arrow_table(preferences, import_id, columns, _UNPAIRED)
+
+
+def _arrow_table(
+    preferences: Sequence[Preference] | Sequence[UnpairedPreference],
+    import_id: str | None,
+    columns: dict[str, Any],
+    schema: pa.Schema,
+) -> pa.Table:
+    """Column by column: several times faster than row by row."""
+    columns |= {
+        "prompt": _prompts([one.prompt for one in preferences]),
+        "split": [split_of(one.prompt) for one in preferences],
+        "source": [one.source for one in preferences],
+        "weight": [one.weight for one in preferences],
+        "rater": [one.rater for one in preferences],
+        "versions": [list(one.versions) for one in preferences],
+        "import_id": [import_id] * len(preferences),
+        "created_at": [stored_time(one.created_at) for one in preferences],
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _prompts(prompts: Sequence[Sequence[Message]]) -> pa.ListArray:
+    """Prompts as an Arrow list of messages."""
+    messages = [message for prompt in prompts for message in prompt]
+    roles = pa.array([message["role"] for message in messages], pa.string())
+    contents = pa.array([message["content"] for message in messages], pa.string())
+    offsets = pa.array(list(accumulate(map(len, prompts), initial=0)), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays([roles, contents], fields=list(MESSAGE)))

@@ -1,10 +1,11 @@
 """A snapshot: a set of preferences frozen into Parquet, which a training run reads without the database.
 
-    store.preferences() → freeze → snapshots/<hash>/{train.parquet, held_out.parquet, manifest.json} → trainer
+    rows → redact → mix → freeze → snapshots/<hash>/{train.parquet, held_out.parquet, manifest.json} → trainer
 
-The hash is of the contents: the same preferences give the same directory and the same bytes, so freezing again is
-free. Data is written first, the manifest last, and the finished directory is moved into place: a directory without
-its manifest does not exist. Needs pyarrow only. Not here: mixing by recipe, sampling, redaction.
+The hash is of the contents: the same rows give the same directory and the same bytes, so freezing again is free. Data
+is written first, the manifest last, and the finished directory is moved into place: a directory without its manifest
+does not exist. Works on Arrow columns, needs no database. Not here: which rows are taken (``mixing.py``), what is
+hidden in them (``redaction.py``).
 
 Check one by hand: ``python -m feedback_store.snapshots data/snapshots/<hash>``.
 """
@@ -13,55 +14,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feedback_store import tables
+from feedback_store.durable import sha256_of, sync
 from feedback_store.errors import InvalidRecord, LeakedPrompt, NotEnoughPreferences, SnapshotDamaged, StoreDamaged
-from feedback_store.preferences import HELD_OUT, TRAIN, prompt_key, split_of
-from feedback_store.records import Message, Preference, now
+from feedback_store.mixing import Choice, Mix, MixRow, choose, near_key
+from feedback_store.preferences import HELD_OUT, TRAIN, key_of_text, split_of_key
+from feedback_store.records import Preference
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 PARTS = (TRAIN, HELD_OUT)
-
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SCHEMA = pa.schema(
-    [
-        ("preference_id", pa.string()),
-        ("prompt", _MESSAGES),
-        ("chosen", _MESSAGES),
-        ("rejected", _MESSAGES),
-        ("source", pa.string()),
-        ("rater", pa.string()),
-        ("weight", pa.float64()),
-        ("pick_id", pa.string()),
-        ("versions", pa.list_(pa.string())),
-        ("practice", pa.string()),
-        ("created_at", pa.timestamp("us", tz="UTC")),
-    ]
-)
+_ROLES = [f"{name}.list.element.role" for name in ("prompt", "chosen", "rejected")]
+_REPEATED = ["source", "rater", "practice", "versions.list.element", *_ROLES]  # the columns a dictionary makes smaller
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A frozen set of preferences in ``directory``; ``counts`` is rows by source, ``practice`` the taste or None."""
+    """A frozen set of preferences in ``directory``.
+
+    ``counts`` is rows by source, ``left_out`` what the mix did not take by reason, ``redacted`` what was hidden by
+    kind; ``practice`` is the taste or None.
+    """
 
     hash: str
     directory: Path
     train_rows: int
     held_out_rows: int
     counts: Mapping[str, int]
+    left_out: Mapping[str, int]
+    redacted: Mapping[str, int]
     practice: str | None
 
     @property
@@ -75,23 +70,57 @@ class Snapshot:
         return self.directory / f"{HELD_OUT}.parquet"
 
 
-def freeze(preferences: Sequence[Preference], directory: Path, practice: str | None) -> Snapshot:
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """The two parts as they will be written, and what did not get in."""
+
+    parts: Mapping[str, pa.Table]
+    left_out: Mapping[str, int]
+    redacted: Mapping[str, int]
+
+
+def freeze(
+    preferences: pa.Table | Sequence[Preference],
+    directory: Path,
+    practice: str | None,
+    mix: Mix | None = None,
+    *,
+    evaluation_prompts: Collection[str] = (),
+    redact: bool = True,
+) -> Snapshot:
     """Write the preferences as a snapshot under ``directory`` (the snapshots folder); one that is there is reused.
 
+    ``preferences`` are records or a table of ``tables.ROWS``. Without a ``mix`` every row is taken that is no
+    duplicate and leaks nothing. ``evaluation_prompts`` are prompts no run may learn from, as text.
     Raises ``NotEnoughPreferences`` without a train row, ``LeakedPrompt`` where a prompt would be in both parts,
     ``InvalidRecord`` where practice and real rows mix, ``StoreDamaged`` where the disk refuses.
     """
-    parts = split(preferences, practice)
-    content_hash = _content_hash(parts, practice)
-    final = directory / content_hash
+    rows = preferences if isinstance(preferences, pa.Table) else tables.rows_of(preferences)
+    selection = _select(rows, practice, mix or Mix(), evaluation_prompts, redact=redact)
+    contents = {part: tables.content_hash(selection.parts[part]) for part in PARTS}
+    snapshot_hash = _snapshot_hash(practice, contents)
+    final = directory / snapshot_hash
     if (final / MANIFEST).is_file():
         snapshot = load_snapshot(final)
         verify(snapshot)
         return snapshot
-    unfinished = directory / f".{content_hash}-{uuid.uuid4().hex[:8]}"
+    unfinished = directory / f".{snapshot_hash}-{uuid.uuid4().hex[:8]}"
     try:
+        _remove_abandoned(directory)
         unfinished.mkdir(parents=True)
-        _write(parts, unfinished, content_hash, practice)
+        described = _write_parts(selection.parts, contents, unfinished)
+        manifest = {
+            "format": FORMAT,
+            "hash": snapshot_hash,
+            "practice": practice,
+            "mix": None if mix is None else mix.as_dict(),
+            "evaluation_prompts": len(set(evaluation_prompts)),
+            "counts": _count(selection.parts.values(), "source"),
+            "left_out": selection.left_out,
+            "redacted": selection.redacted,
+            "parts": described,
+        }
+        _write_manifest(manifest, unfinished)
         _move(unfinished, final)
     except OSError as error:
         raise StoreDamaged(
@@ -102,29 +131,64 @@ def freeze(preferences: Sequence[Preference], directory: Path, practice: str | N
     return load_snapshot(final)
 
 
-def split(preferences: Iterable[Preference], practice: str | None) -> dict[str, list[Preference]]:
-    """The two parts, each sorted by id and without doubles. Raises as ``freeze`` does."""
-    parts: dict[str, list[Preference]] = {part: [] for part in PARTS}
-    for preference in sorted({p.preference_id: p for p in preferences}.values(), key=lambda p: p.preference_id):
-        if preference.practice != practice:
-            raise InvalidRecord("Snapshot", "practice", preference.practice, f"{practice!r} in every row")
-        parts[split_of(preference.prompt)].append(preference)
-    if not parts[TRAIN]:
+def _select(
+    rows: pa.Table, practice: str | None, mix: Mix, evaluation_prompts: Collection[str], *, redact: bool
+) -> _Selection:
+    """Hide what is private, apply the mix, split by prompt, sort by id."""
+    strangers = set(rows["practice"].unique().to_pylist()) - {practice}
+    if strangers:
+        raise InvalidRecord("Snapshot", "practice", strangers.pop(), f"{practice!r} in every row")
+    rows = rows.combine_chunks()
+    by_id = {identity: index for index, identity in enumerate(rows["preference_id"].to_pylist())}
+    if len(by_id) < rows.num_rows:
+        rows = rows.take(pa.array(by_id.values(), pa.int64()))
+    keys = [key_of_text(text) for text in tables.first_user_texts(rows["prompt"])]
+    redacted: Counter[str] = Counter()
+    left_out: dict[str, int] = {}
+    kept: Sequence[int] = range(rows.num_rows)
+    if practice is None:
+        if redact:
+            rows, redacted = tables.redacted(rows)
+        choice = _choose(rows, keys, mix, evaluation_prompts)
+        left_out, kept = {reason: len(ids) for reason, ids in choice.left_out.items()}, choice.kept
+    ids = list(by_id)
+    indexes: dict[str, list[int]] = {part: [] for part in PARTS}
+    for index in sorted(kept, key=ids.__getitem__):
+        indexes[split_of_key(keys[index])].append(index)
+    parts = {part: tables.finished(rows, indexes[part], keys) for part in PARTS}
+    if not parts[TRAIN].num_rows:
         raise NotEnoughPreferences(
-            f"There are {len(parts[TRAIN])} preferences to train on ({len(parts[HELD_OUT])} held out); 1 is the least. "
+            f"There are 0 preferences to train on ({parts[HELD_OUT].num_rows} held out); 1 is the least. "
             "Compare and pick, import a preference file, or practise a taste."
         )
-    refuse_leaks(parts[TRAIN], parts[HELD_OUT])
-    return parts
+    return _Selection(parts, left_out, redacted)
 
 
-def refuse_leaks(train: Iterable[Preference], held_out: Iterable[Preference]) -> None:
-    """Raise ``LeakedPrompt`` where a held-out prompt stands in the train part."""
-    judged_on = {prompt_key(preference.prompt) for preference in held_out}
-    for preference in train:
-        if split_of(preference.prompt) == HELD_OUT or prompt_key(preference.prompt) in judged_on:
+def _choose(rows: pa.Table, keys: Sequence[str], mix: Mix, evaluation_prompts: Collection[str]) -> Choice:
+    columns = [rows[name].to_pylist() for name in ("preference_id", "source", "rater")]
+    near = map(near_key, tables.first_user_texts(rows["prompt"]))
+    identical = pc.equal(rows["chosen"], rows["rejected"]).to_pylist()
+    described = [
+        MixRow(identity, source, rater, split_of_key(key), near_prompt, is_identical)
+        for identity, source, rater, key, near_prompt, is_identical in zip(*columns, keys, near, identical, strict=True)
+    ]
+    return choose(described, partial(tables.said, rows), mix, {near_key(prompt) for prompt in evaluation_prompts})
+
+
+def _refuse_leaks(parts: Mapping[str, pa.Table]) -> None:
+    """Raise ``LeakedPrompt`` where a held-out prompt, as it was or as it is written, stands in the train part."""
+    judged_on = set(parts[HELD_OUT]["prompt_key"].to_pylist())
+    judged_on |= {key_of_text(text) for text in tables.first_user_texts(parts[HELD_OUT]["prompt"])}
+    train = parts[TRAIN]
+    for identity, key, text in zip(
+        train["preference_id"].to_pylist(),
+        train["prompt_key"].to_pylist(),
+        tables.first_user_texts(train["prompt"]),
+        strict=True,
+    ):
+        if split_of_key(key) == HELD_OUT or key in judged_on or key_of_text(text) in judged_on:
             raise LeakedPrompt(
-                f"The prompt of {preference.preference_id} is held out for judging and stands in the train part. "
+                f"The prompt of {identity} is held out for judging and stands in the train part. "
                 "No run may learn from it: freeze a new snapshot from the store."
             )
 
@@ -133,22 +197,24 @@ def load_snapshot(directory: Path) -> Snapshot:
     """The snapshot in a directory by its manifest, its rows not read. Raises ``SnapshotDamaged``."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.get("format") != FORMAT:
+            raise _damaged(directory, f"its format is {manifest.get('format')!r}, this Zephyr Loop reads {FORMAT}")
         snapshot = Snapshot(
             hash=manifest["hash"],
             directory=directory,
             train_rows=manifest["parts"][TRAIN]["rows"],
             held_out_rows=manifest["parts"][HELD_OUT]["rows"],
             counts=manifest["counts"],
+            left_out=manifest["left_out"],
+            redacted=manifest["redacted"],
             practice=manifest["practice"],
         )
     except FileNotFoundError as error:
         raise SnapshotDamaged(
             f"There is no snapshot in {directory}: it has no {MANIFEST}. Freeze a new one."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(directory, f"its {MANIFEST} cannot be read ({type(error).__name__}: {error})") from error
-    if manifest.get("format") != FORMAT:
-        raise _damaged(directory, f"its format is {manifest.get('format')!r}, this Zephyr Loop reads {FORMAT}")
     if snapshot.hash != directory.name:
         raise _damaged(directory, f"its manifest is of {snapshot.hash}")
     return snapshot
@@ -156,7 +222,7 @@ def load_snapshot(directory: Path) -> Snapshot:
 
 def load_preferences(path: Path) -> list[Preference]:
     """The preferences of one part (``snapshot.train_path`` or ``held_out_path``), sorted by id."""
-    return [_preference(row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
+    return [tables.preference_of_row(row) for row in pq.read_table(path, schema=tables.SCHEMA).to_pylist()]
 
 
 def verify(snapshot: Snapshot) -> None:
@@ -164,91 +230,68 @@ def verify(snapshot: Snapshot) -> None:
 
     Raises ``SnapshotDamaged`` where something differs and ``LeakedPrompt`` where the parts share a prompt.
     """
-    manifest = json.loads((snapshot.directory / MANIFEST).read_text(encoding="utf-8"))
-    parts: dict[str, list[Preference]] = {}
+    directory = snapshot.directory
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    parts: dict[str, pa.Table] = {}
     for part in PARTS:
-        path = snapshot.directory / f"{part}.parquet"
+        path = directory / f"{part}.parquet"
         try:
-            found = _file_hash(path)
+            found = sha256_of(path)
             if found != manifest["parts"][part]["sha256"]:
-                raise _damaged(
-                    snapshot.directory, f"{path.name} has the SHA-256 {found[:12]}…, not that of the manifest"
-                )
-            parts[part] = load_preferences(path)
-        # Arrow's errors are ValueErrors; a row that is no record is an InvalidRecord, one too.
+                raise _damaged(directory, f"{path.name} has the SHA-256 {found[:12]}…, not that of the manifest")
+            parts[part] = pq.read_table(path, schema=tables.SCHEMA)
+        # Arrow's errors are ValueErrors too.
         except (OSError, ValueError, KeyError) as error:
-            raise _damaged(snapshot.directory, f"{path.name} cannot be read ({error})") from error
-    refuse_leaks(parts[TRAIN], parts[HELD_OUT])
-    if _content_hash(parts, snapshot.practice) != snapshot.hash:
-        raise _damaged(snapshot.directory, "its rows do not give its hash")
-    if (len(parts[TRAIN]), len(parts[HELD_OUT])) != (snapshot.train_rows, snapshot.held_out_rows):
-        raise _damaged(snapshot.directory, "its manifest counts other rows than its files hold")
-    if _count(parts) != dict(snapshot.counts):
-        raise _damaged(snapshot.directory, "its manifest counts other sources than its files hold")
-
-
-def _content_hash(parts: Mapping[str, Sequence[Preference]], practice: str | None) -> str:
-    """The SHA-256 of every row in order, the part it is in and the taste; when a row was made does not count."""
-    digest = hashlib.sha256(json.dumps(["zephyr-loop snapshot", FORMAT, practice]).encode())
+            raise _damaged(directory, f"{path.name} cannot be read ({error})") from error
+    _refuse_leaks(parts)
+    contents = {part: tables.content_hash(parts[part]) for part in PARTS}
+    if _snapshot_hash(snapshot.practice, contents) != snapshot.hash:
+        raise _damaged(directory, "its rows do not give its hash")
+    described = {part: _described(parts[part], contents[part]) for part in PARTS}
     for part in PARTS:
-        for preference in parts[part]:
-            row = {name: value for name, value in _row(preference).items() if name != "created_at"}
-            line = json.dumps([part, row], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-            digest.update(b"\n" + line.encode())
-    return digest.hexdigest()
+        for what, value in described[part].items():
+            if manifest["parts"][part].get(what) != value:
+                raise _damaged(directory, f"its manifest has other {what} for {part} than its file holds")
+    if _count(parts.values(), "source") != dict(snapshot.counts):
+        raise _damaged(directory, "its manifest counts other sources than its files hold")
 
 
-def _row(preference: Preference) -> dict[str, Any]:
+def _snapshot_hash(practice: str | None, contents: Mapping[str, str]) -> str:
+    """The SHA-256 of the format, the taste and the contents of both parts."""
+    return hashlib.sha256(json.dumps(["zephyr-loop snapshot", FORMAT, practice, contents]).encode()).hexdigest()
+
+
+def _described(table: pa.Table, content: str) -> dict[str, Any]:
+    """What a manifest says of a part, all of it derived from its rows."""
     return {
-        "preference_id": preference.preference_id,
-        "prompt": [{"role": m["role"], "content": m["content"]} for m in preference.prompt],
-        "chosen": [{"role": "assistant", "content": preference.chosen}],
-        "rejected": [{"role": "assistant", "content": preference.rejected}],
-        "source": preference.source,
-        "rater": preference.rater,
-        "weight": float(preference.weight),
-        "pick_id": preference.pick_id,
-        "versions": list(preference.versions),
-        "practice": preference.practice,
-        "created_at": preference.created_at,
+        "rows": table.num_rows,
+        "content": content,
+        "sources": _count([table], "source"),
+        "raters": _count([table], "rater"),
+        "preference_ids": table["preference_id"].to_pylist(),
     }
 
 
-def _preference(row: Mapping[str, Any]) -> Preference:
-    return Preference(
-        preference_id=row["preference_id"],
-        prompt=tuple(Message(role=m["role"], content=m["content"]) for m in row["prompt"]),
-        chosen=row["chosen"][0]["content"],
-        rejected=row["rejected"][0]["content"],
-        source=row["source"],
-        weight=row["weight"],
-        rater=row["rater"],
-        pick_id=row["pick_id"],
-        versions=tuple(row["versions"]),
-        practice=row["practice"],
-        created_at=row["created_at"].astimezone(UTC),
-    )
-
-
-def _write(parts: Mapping[str, Sequence[Preference]], directory: Path, content_hash: str, practice: str | None) -> None:
+def _write_parts(parts: Mapping[str, pa.Table], contents: Mapping[str, str], directory: Path) -> dict[str, Any]:
     described = {}
     for part in PARTS:
         path = directory / f"{part}.parquet"
-        table = pa.Table.from_pylist([_row(preference) for preference in parts[part]], schema=SCHEMA)
-        pq.write_table(table, path, compression="zstd")
-        _sync(path)
-        described[part] = {"rows": len(parts[part]), "sha256": _file_hash(path)}
-    manifest = {
-        "format": FORMAT,
-        "hash": content_hash,
-        "practice": practice,
-        "created_at": now().isoformat(timespec="seconds"),
-        "parts": described,
-        "counts": _count(parts),
-    }
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    _sync(directory / MANIFEST)
-    _sync(directory)
+        pq.write_table(parts[part], path, compression="zstd", use_dictionary=_REPEATED)
+        sync(path)
+        described[part] = {**_described(parts[part], contents[part]), "sha256": sha256_of(path)}
+    return described
+
+
+def _write_manifest(manifest: Mapping[str, Any], directory: Path) -> None:
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    sync(directory / MANIFEST)
+    sync(directory)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """What a process that was killed while it froze left behind. Only one process, the store's owner, freezes."""
+    for unfinished in directory.glob(".*-????????"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _move(unfinished: Path, final: Path) -> None:
@@ -257,28 +300,17 @@ def _move(unfinished: Path, final: Path) -> None:
     try:
         unfinished.replace(final)
     except OSError:
-        # Another process froze the same rows a moment ago; its directory is as good as ours.
+        # Another thread froze the same rows a moment ago; its directory is as good as ours.
         if not (final / MANIFEST).is_file():
             raise
-    _sync(final.parent)
+    sync(final.parent)
 
 
-def _count(parts: Mapping[str, Sequence[Preference]]) -> dict[str, int]:
-    counted = Counter(preference.source for part in PARTS for preference in parts[part])
+def _count(tables: Iterable[pa.Table], column: str) -> dict[str, int]:
+    counted: Counter[str] = Counter()
+    for table in tables:
+        counted.update(value for value in table[column].to_pylist() if value is not None)
     return dict(sorted(counted.items()))
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _damaged(directory: Path, reason: str) -> SnapshotDamaged:

@@ -1,39 +1,47 @@
 """FeedbackStore: what people said, kept in one DuckDB file. The only opener of that file.
 
-    chat → record_conversation, record_turn, record_candidate, record_answer
-    compare → record_pair, record_pick         learn → preferences, picks_since, record_import, record_practice
-    serve → record_promotion, champion
+    chat → record_conversation, record_turn, record_candidate, record_answer     judge → record_rating, record_edit
+    compare → record_pair, record_pick         learn → training_rows, unpaired, record_import, record_practice
+    serve → record_promotion, champion         care → record_learning, erase, back_up, query, statistics
 
 Events are only ever added: a later pick, answer or title supersedes an earlier one, nothing is changed in place.
 ``record_*`` returns when its one transaction is on disk. Raises the errors of ``errors.py``: ``NotFound`` and
 ``Conflict`` for ids, ``InvalidRecord`` for values, ``StoreDamaged`` when the disk fails.
-Not here: caps and contradictions of preferences, erasing a person, statistics.
+Not here: which rows a snapshot takes (``mixing.py``).
 """
 
 # ruff: noqa: S608 - only our own column and table names are put into SQL; values are always parameters
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from feedback_store import records, rows
+import pyarrow as pa
+
+from feedback_store import evidence, records, rows
+from feedback_store.agreement import Vote
+from feedback_store.backup import Backup, back_up, list_backups, prune
 from feedback_store.database import Cursor, Database
+from feedback_store.erasure import Erasure, erase, set_learning
 from feedback_store.errors import Conflict, InvalidRecord, NotFound
-from feedback_store.exports import trl_lines
-from feedback_store.importers import read_preferences
-from feedback_store.preferences import HELD_OUT, TRAIN, preference_of, split_of
+from feedback_store.importers import PreferenceSource
+from feedback_store.importers.pairs import Choices
+from feedback_store.imports import add_preferences, import_preferences, load_imports
+from feedback_store.picks import record_picks
+from feedback_store.preferences import preference_of, split_of
+from feedback_store.query import QueryResult, run_query
 from feedback_store.records import (
     BASE_VERSION,
-    IMPORT_SOURCES,
     Candidate,
     Conversation,
     Counts,
     Edit,
     ImportResult,
+    Message,
     Pair,
     Pick,
     PickChoice,
@@ -41,10 +49,12 @@ from feedback_store.records import (
     Promotion,
     Rating,
     Turn,
+    UnpairedPreference,
     new_id,
 )
+from feedback_store.statistics import Statistics, counts, statistics
+from feedback_store.tables import preference_of_row
 
-_BATCH_ROWS = 1000
 _CANDIDATE = rows.columns(rows.CANDIDATE_COLUMNS, "candidates")
 _FIRST, _SECOND = rows.columns(rows.CANDIDATE_COLUMNS, "first"), rows.columns(rows.CANDIDATE_COLUMNS, "second")
 _PAIR = f"{rows.columns(rows.PAIR_COLUMNS, 'pairs')}, {_FIRST}, {_SECOND}"
@@ -59,11 +69,15 @@ _CONVERSATIONS = """
 
 
 class FeedbackStore:
-    """The store of one data directory; safe to use from any thread. Close it to let go of the file."""
+    """The store of one data directory; safe to use from any thread. Close it to let go of the file.
+
+    Who makes a snapshot of its rows holds ``freezing`` meanwhile, so that nobody is erased between the two.
+    """
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._clock = clock
+        self.freezing = threading.Lock()
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], datetime] = records.now) -> FeedbackStore:
@@ -87,12 +101,12 @@ class FeedbackStore:
 
     # Conversations, turns, answers
 
-    def record_conversation(self, title: str = "") -> Conversation:
-        """Begin a conversation."""
+    def record_conversation(self, title: str = "", *, rater: str = "local") -> Conversation:
+        """Begin a conversation of a person."""
         moment = self._clock()
         conversation = Conversation(new_id("conv"), title, moment, moment)
         with self._database.write() as cursor:
-            _insert(cursor, "conversations", conversation.conversation_id, rows.stored_time(moment))
+            _insert(cursor, "conversations", conversation.conversation_id, rows.stored_time(moment), rater)
             _add_title(cursor, conversation.conversation_id, title, moment)
         return conversation
 
@@ -147,10 +161,22 @@ class FeedbackStore:
 
     # Candidates, pairs, picks
 
-    def record_candidate(self, candidate: Candidate) -> None:
-        """Keep a generated answer. ``Conflict`` where its id is taken."""
+    def record_candidate(
+        self,
+        candidate: Candidate,
+        prompt: Sequence[Message] | None = None,
+        *,
+        turn_id: str | None = None,
+        rater: str = "local",
+    ) -> None:
+        """Keep a generated answer, and what it answered. ``Conflict`` where its id is taken.
+
+        Without the prompt a later edit or rating of it teaches nothing.
+        """
         with self._database.write() as cursor:
             _insert(cursor, "candidates", *rows.stored_candidate(candidate))
+            if prompt is not None:
+                _add_generation(cursor, candidate, prompt, turn_id, rater)
 
     def load_candidate(self, candidate_id: str) -> Candidate:
         with self._database.read() as cursor:
@@ -169,6 +195,7 @@ class FeedbackStore:
             for candidate in (pair.first, pair.second):
                 if not _exists(cursor, "candidate", candidate.candidate_id):
                     _insert(cursor, "candidates", *rows.stored_candidate(candidate))
+                    _add_generation(cursor, candidate, pair.prompt, pair.turn_id, pair.rater)
             cursor.execute(
                 "INSERT INTO pairs (pair_id, prompt, split, first_candidate_id, second_candidate_id, turn_id, rater, "
                 "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -229,41 +256,31 @@ class FeedbackStore:
         word = Pick(
             new_id("pick"), pair_id, _choice(pick), tuple(reasons), comment, rater, idempotency_key, self._clock()
         )
-        with self._database.write() as cursor:
-            earlier = _earlier_pick(cursor, word)
-            if earlier is not None:
-                return earlier
-            preference = preference_of(word, _load_pair(cursor, pair_id))
-            cursor.execute(
-                "INSERT INTO picks (pick_id, pair_id, pick, reasons, comment, rater, idempotency_key, preference_id, "
-                "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    word.pick_id,
-                    pair_id,
-                    word.pick.value,
-                    list(word.reasons),
-                    comment,
-                    rater,
-                    idempotency_key,
-                    preference.preference_id if preference else None,
-                    rows.stored_time(word.created_at),
-                ],
-            )
-            if idempotency_key is not None:
-                _insert(cursor, "pick_keys", idempotency_key, word.pick_id)
-        return word
+        return self._database.submit(record_picks, word)
 
     def pick_preference(self, pick: Pick) -> Preference | None:
         """The training row a pick stands for, or None (see ``preferences.preference_of``)."""
         return preference_of(pick, self.load_pair(pick.pair_id))
 
     def record_rating(
-        self, candidate_id: str, rating: str, *, comment: str | None = None, rater: str = "local"
+        self,
+        candidate_id: str,
+        rating: str,
+        *,
+        comment: str | None = None,
+        rater: str = "local",
+        idempotency_key: str | None = None,
     ) -> Rating:
-        """Keep a thumb, ``up`` or ``down``, on an answer."""
+        """Keep a thumb, ``up`` or ``down``, on an answer. The same key again keeps nothing new, as for a pick."""
         event = Rating(new_id("rating"), candidate_id, rating, comment, rater, self._clock())
         with self._database.write() as cursor:
             _require(cursor, "candidate", candidate_id)
+            earlier = _earlier_event(cursor, "rating", idempotency_key)
+            if earlier is not None:
+                _require_same(idempotency_key, earlier[1:5], (candidate_id, rating, comment, rater))
+                return Rating(earlier[0], candidate_id, rating, comment, rater, rows.loaded_time(earlier[5]))
+            if idempotency_key is not None:
+                _insert(cursor, "event_keys", idempotency_key, event.rating_id)
             cursor.execute(
                 "INSERT INTO ratings (rating_id, candidate_id, rating, comment, rater, created_at) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
@@ -271,11 +288,19 @@ class FeedbackStore:
             )
         return event
 
-    def record_edit(self, candidate_id: str, text: str, *, rater: str = "local") -> Edit:
-        """Keep a person's rewrite of an answer."""
+    def record_edit(
+        self, candidate_id: str, text: str, *, rater: str = "local", idempotency_key: str | None = None
+    ) -> Edit:
+        """Keep a person's rewrite of an answer. The same key again keeps nothing new, as for a pick."""
         event = Edit(new_id("edit"), candidate_id, text, rater, self._clock())
         with self._database.write() as cursor:
             _require(cursor, "candidate", candidate_id)
+            earlier = _earlier_event(cursor, "edit", idempotency_key)
+            if earlier is not None:
+                _require_same(idempotency_key, earlier[1:4], (candidate_id, text, rater))
+                return Edit(earlier[0], candidate_id, text, rater, rows.loaded_time(earlier[4]))
+            if idempotency_key is not None:
+                _insert(cursor, "event_keys", idempotency_key, event.edit_id)
             cursor.execute(
                 "INSERT INTO edits (edit_id, candidate_id, text, rater, created_at) VALUES (?, ?, ?, ?, ?)",
                 [event.edit_id, candidate_id, text, rater, rows.stored_time(event.created_at)],
@@ -288,39 +313,26 @@ class FeedbackStore:
         self,
         path_or_hub_id: str,
         format: str = "auto",  # noqa: A002 - the word of the public interface
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Callable[[PreferenceSource], None] | None = None,
+        choices: Choices | None = None,
     ) -> ImportResult:
-        """Take in a file or a hub data set of preferences: all of it, or nothing.
+        """Take in a file or a hub data set of preferences: all of it, or nothing (see ``imports.py``).
 
-        ``on_progress`` hears the number of rows read so far. Rows that are there already count as duplicates.
-        Raises ``BadImport``.
+        ``on_progress`` hears of the source after every batch. Raises ``BadImport``.
         """
-        source = read_preferences(path_or_hub_id, format, self._clock())
-        import_id = new_id("import")
-        imported = accepted = 0
-        with self._database.write(bulk=True) as cursor:
-            for batch in source.batches(_BATCH_ROWS):
-                accepted += len(batch)
-                imported += _add_preferences(cursor, batch, import_id)
-                if on_progress is not None:
-                    on_progress(source.rows_read)
-            result = ImportResult(
-                import_id, path_or_hub_id, source.format, imported, accepted - imported, dict(source.skipped)
-            )
-            cursor.execute(
-                "INSERT INTO imports (import_id, source, format, imported, duplicates, skipped, created_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [
-                    import_id,
-                    path_or_hub_id,
-                    source.format,
-                    imported,
-                    result.duplicates,
-                    json.dumps(result.skipped),
-                    rows.stored_time(self._clock()),
-                ],
-            )
-        return result
+        return import_preferences(
+            self._database,
+            path_or_hub_id,
+            format,
+            choices=choices or Choices(),
+            moment=self._clock(),
+            on_progress=on_progress,
+        )
+
+    def load_imports(self, limit: int = 100) -> list[tuple[ImportResult, datetime]]:
+        """The imports, newest first, each with its time."""
+        with self._database.read() as cursor:
+            return load_imports(cursor, limit)
 
     def record_practice(self, preferences: Sequence[Preference]) -> int:
         """Keep practice rows, apart from the real ones; how many were new. Doing it twice changes nothing."""
@@ -328,21 +340,26 @@ class FeedbackStore:
             if preference.practice is None:
                 raise InvalidRecord("Preference", "practice", None, "a taste where practice rows are recorded")
         with self._database.write(bulk=True) as cursor:
-            return _add_preferences(cursor, preferences, None)
+            return add_preferences(cursor, preferences)
+
+    def training_rows(self, practice: str | None = None) -> pa.Table:
+        """The preferences to train on as a table of ``tables.ROWS`` (see ``evidence.training_rows``)."""
+        with self._database.read() as cursor:
+            return evidence.training_rows(cursor, practice)
 
     def preferences(self, practice: str | None = None) -> list[Preference]:
-        """The preferences to train on, in the order they came: those of picks, then the imported ones.
+        """The same as records."""
+        return [preference_of_row(row) for row in self.training_rows(practice).to_pylist()]
 
-        With a taste, the practice rows of that taste and nothing else; without, never a practice row.
-        """
+    def unpaired(self) -> list[UnpairedPreference]:
+        """The labelled answers to train on: thumbs, both bad, imports."""
         with self._database.read() as cursor:
-            picked = [] if practice is not None else _load_picked(cursor)
-            found = cursor.execute(
-                f"SELECT {rows.columns(rows.PREFERENCE_COLUMNS, 'preferences')} FROM preferences "
-                "WHERE practice IS NOT DISTINCT FROM ? ORDER BY event",
-                [practice],
-            ).fetchall()
-        return picked + [rows.loaded_preference(row) for row in found]
+            return evidence.unpaired_rows(cursor)
+
+    def votes(self) -> list[Vote]:
+        """Every standing word that compares two answers (for ``agreement.py``)."""
+        with self._database.read() as cursor:
+            return evidence.votes(cursor)
 
     def picks_since(self, moment: datetime | None) -> int:
         """How many preferences come from picks newer than ``moment`` (from all picks for None)."""
@@ -354,33 +371,56 @@ class FeedbackStore:
             ).fetchall()
         return int(found[0][0])
 
-    def export_rows(self, practice: str | None = None) -> Iterator[dict[str, object]]:
-        """The preferences as TRL rows with their provenance (``exports.trl_lines``)."""
-        return trl_lines(self.preferences(practice))
-
     def counts(self) -> Counts:
         """How much the store holds, practice apart from the rest."""
         with self._database.read() as cursor:
-            totals = cursor.execute(
-                "SELECT (SELECT count(*) FROM conversations), (SELECT count(*) FROM turns), "
-                "(SELECT count(*) FROM pairs), (SELECT count(*) FROM standing_picks)"
-            ).fetchall()[0]
-            stored = cursor.execute(
-                "SELECT source, practice, split, count(*) FROM preferences GROUP BY ALL UNION ALL BY NAME "
-                "SELECT 'pick' AS source, split, count(*) FROM standing_picks JOIN pairs USING (pair_id) "
-                "WHERE preference_id IS NOT NULL GROUP BY ALL ORDER BY source, practice"
-            ).fetchall()
-        real: Counter[str] = Counter(dict.fromkeys(("pick", *IMPORT_SOURCES), 0))
-        by_taste: Counter[str] = Counter()
-        parts: Counter[str] = Counter()
-        for source, practice, split, number in stored:
-            if practice is None:
-                real[source] += number
-                parts[split] += number
-            else:
-                by_taste[practice] += number
-        conversations, turns, pairs, picks = totals
-        return Counts(conversations, turns, pairs, picks, real, by_taste, parts[TRAIN], parts[HELD_OUT])
+            return counts(cursor)
+
+    def statistics(self) -> Statistics:
+        """How people judge, for the admin page."""
+        with self._database.read() as cursor:
+            return statistics(cursor)
+
+    # Privacy, backups, questions
+
+    def record_learning(self, scope: str, subject: str, learn: bool, *, by: str) -> None:
+        """Say whether a ``conversation`` or a ``rater`` may teach; the latest word counts."""
+        with self._database.write() as cursor:
+            set_learning(cursor, scope, subject, learn, by=by, moment=self._clock())
+
+    def learns_from(self, scope: str, subject: str) -> bool:
+        """Whether a conversation or a rater may teach; nobody has to ask for it."""
+        with self._database.read() as cursor:
+            said_no = cursor.execute("SELECT 1 FROM refusals WHERE scope = ? AND subject = ?", [scope, subject])
+            return not said_no.fetchall()
+
+    def erase(self, rater: str, data_dir: Path) -> Erasure:
+        """Remove a person's words everywhere below the data directory (see ``erasure.erase``)."""
+        with self.freezing:
+            return erase(self._database, data_dir, rater, self._clock())
+
+    def back_up(self, reason: str, keep_days: int, keep_last: int = 3) -> Backup:
+        """Copy the store into ``backups/`` while it works, then remove backups that are past their time."""
+        moment = self._clock()
+        made = back_up(self._database, self._backups, moment, reason)
+        prune(self._backups, keep_days, keep_last, moment)
+        return made
+
+    def backups(self) -> list[Backup]:
+        """The backups there are, newest first."""
+        return list_backups(self._backups)
+
+    def query(self, sql: str, *, limit_s: float) -> QueryResult:
+        """Answer one SELECT, read-only (see ``query.run_query``)."""
+        return run_query(self._database, sql, limit_s=limit_s)
+
+    def check(self) -> None:
+        """Raise ``StoreDamaged`` where nothing can be kept just now."""
+        self._database.check()
+
+    @property
+    def _backups(self) -> Path:
+        return self._database.path.parent / "backups"
 
     # Promotions
 
@@ -456,6 +496,46 @@ def _require(cursor: Cursor, kind: str, record_id: str) -> None:
         raise NotFound(kind, record_id)
 
 
+def _add_generation(
+    cursor: Cursor, candidate: Candidate, prompt: Sequence[Message], turn_id: str | None, rater: str
+) -> None:
+    cursor.execute(
+        "INSERT INTO generations (candidate_id, prompt, split, turn_id, rater, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            candidate.candidate_id,
+            rows.stored_prompt(prompt),
+            split_of(prompt),
+            turn_id,
+            rater,
+            rows.stored_time(candidate.created_at),
+        ],
+    )
+
+
+def _earlier_event(cursor: Cursor, kind: str, idempotency_key: str | None) -> rows.Row | None:
+    """The rating or edit recorded under this key, if there is one: its id, candidate, words, rater and time."""
+    if idempotency_key is None:
+        return None
+    words = {"rating": "rating, comment", "edit": "text"}[kind]
+    keyed = cursor.execute("SELECT record_id FROM event_keys WHERE idempotency_key = ?", [idempotency_key]).fetchall()
+    if not keyed:
+        return None
+    found = cursor.execute(
+        f"SELECT {kind}_id, candidate_id, {words}, rater, created_at FROM {kind}s WHERE {kind}_id = ?", list(keyed[0])
+    ).fetchall()
+    if not found:
+        raise Conflict(f"The idempotency key {idempotency_key!r} belongs to something else. Send a new key.")
+    return found[0]
+
+
+def _require_same(idempotency_key: str | None, earlier: Sequence[object], now: Sequence[object]) -> None:
+    if tuple(earlier) != tuple(now):
+        raise Conflict(
+            f"The idempotency key {idempotency_key!r} belongs to other words on {earlier[0]}. "
+            "Send a new key for a new event."
+        )
+
+
 def _add_title(cursor: Cursor, conversation_id: str, title: str, moment: datetime) -> None:
     cursor.execute(
         "INSERT INTO titles (conversation_id, title, created_at) VALUES (?, ?, ?)",
@@ -485,46 +565,6 @@ def _load_pair(cursor: Cursor, pair_id: str) -> Pair:
     if not found:
         raise NotFound("pair", pair_id)
     return rows.loaded_pair(found[0])
-
-
-def _earlier_pick(cursor: Cursor, word: Pick) -> Pick | None:
-    """The pick recorded under the idempotency key of ``word``, if there is one."""
-    if word.idempotency_key is None:
-        return None
-    found = cursor.execute(
-        f"SELECT {rows.columns(rows.PICK_COLUMNS, 'picks')} FROM pick_keys JOIN picks USING (pick_id) "
-        "WHERE pick_keys.idempotency_key = ?",
-        [word.idempotency_key],
-    ).fetchall()
-    if not found:
-        return None
-    earlier = rows.loaded_pick(found[0])
-    if (earlier.pair_id, earlier.pick, earlier.rater) != (word.pair_id, word.pick, word.rater):
-        raise Conflict(
-            f"The idempotency key {word.idempotency_key!r} belongs to the pick {earlier.pick} on {earlier.pair_id}. "
-            "Send a new key for a new pick."
-        )
-    return earlier
-
-
-def _load_picked(cursor: Cursor) -> list[Preference]:
-    found = cursor.execute(
-        f"SELECT {rows.columns(rows.PICK_COLUMNS, 'picks')}, {_PAIR} FROM standing_picks AS picks "
-        f"JOIN ({_PAIRS}) USING (pair_id) WHERE picks.preference_id IS NOT NULL ORDER BY picks.event"
-    ).fetchall()
-    width = len(rows.PICK_COLUMNS)
-    derived = [preference_of(rows.loaded_pick(row[:width]), rows.loaded_pair(row[width:])) for row in found]
-    return [preference for preference in derived if preference is not None]
-
-
-def _add_preferences(cursor: Cursor, preferences: Sequence[Preference], import_id: str | None) -> int:
-    """Insert what is not there yet; how many were new."""
-    cursor.register("arriving", rows.preference_table(preferences, import_id))
-    try:
-        inserted = cursor.execute("INSERT INTO preferences BY NAME FROM arriving ON CONFLICT DO NOTHING").fetchall()
-    finally:
-        cursor.unregister("arriving")
-    return int(inserted[0][0])
 
 
 def _load_promotions(cursor: Cursor) -> list[Promotion]:

@@ -7,6 +7,7 @@ import pytest
 import tiny_model
 from test_versions import VERDICT, trained_run
 
+from feedback_store.durable import write_json
 from feedback_store.snapshots import Snapshot, freeze
 from trainer.cycle import (
     Plan,
@@ -18,7 +19,6 @@ from trainer.cycle import (
     reason_of_death,
     run_cycle,
 )
-from trainer.durable import write_json
 from trainer.errors import ChildFailed, TrainerError
 from trainer.evaluate import count
 from trainer.recipe import load_recipe

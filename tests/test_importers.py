@@ -9,34 +9,38 @@ import io
 import json
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_importers_layouts import (
+    ARGILLA,
+    EXPLICIT,
+    H4,
+    IMPLICIT,
+    KTO,
+    NOW,
+    PLAIN,
+    dialogue,
+    said,
+    write_lines,
+)
+from test_importers_layouts import take as take_all
 
 from feedback_store.errors import BadImport
-from feedback_store.importers import FORMATS, detect, read_preferences
-from feedback_store.importers.pairs import ImportedPair, Skip
-from feedback_store.importers.sources import open_rows, train_files
-from feedback_store.records import ImportResult, PickChoice, Preference
-from feedback_store.store import FeedbackStore
+from feedback_store.exports import trl_lines
+from feedback_store.importers import FORMATS, read_preferences
+from feedback_store.importers.pairs import Choices, ImportedPair, Skip
+from feedback_store.importers.sources import Rows, open_rows, train_files
+from feedback_store.preferences import HELD_OUT, split_of
+from feedback_store.records import Preference
 
-NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "ultrafeedback"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="needs the folder ../shared/data with real preferences")
-
-PLAIN = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def dialogue(question: str, answer: str) -> list[dict[str, str]]:
-    return [said("user", question), said("assistant", answer)]
+CHOICES = Choices()
 
 
 def turned(messages: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -45,38 +49,10 @@ def turned(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"from": names[message["role"]], "value": message["content"]} for message in messages]
 
 
-H4 = {
-    "prompt": "Why?", "prompt_id": "x", "messages": dialogue("Why?", "Because."),
-    "chosen": dialogue("Why?", "Because."), "rejected": dialogue("Why?", "No."),
-    "score_chosen": 8.5, "score_rejected": 4.0,
-}  # fmt: skip
-ARGILLA = {
-    "source": "evol_instruct", "prompt": "Why?", "chosen": dialogue("Why?", "Because."), "chosen-rating": 5.0,
-    "chosen-model": "m", "rejected": dialogue("Why?", "No."), "rejected-rating": 1.25, "rejected-model": "n",
-}  # fmt: skip
-EXPLICIT = {
-    "prompt": [said("user", "Why?")],
-    "chosen": [said("assistant", "Because.")],
-    "rejected": [said("assistant", "No.")],
-}
-IMPLICIT = {"chosen": dialogue("Why?", "Because."), "rejected": dialogue("Why?", "No.")}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[FeedbackStore]:
-    with FeedbackStore.open(tmp_path / "store.duckdb") as opened:
-        yield opened
-
-
-def write_lines(path: Path, *rows: object) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def take(source: str, name: str = "auto") -> tuple[list[Preference], dict[str, int], str]:
-    opened = read_preferences(source, name, NOW)
-    rows = [row for batch in opened.batches(100) for row in batch]
-    return rows, dict(opened.skipped), opened.format
+    """The pairs of a source, what it skipped, its format."""
+    rows, opened = take_all(source, name)
+    return [row for row in rows if isinstance(row, Preference)], dict(opened.skipped), opened.format
 
 
 # Layouts
@@ -103,15 +79,17 @@ def test_each_layout_gives_the_same_preference(tmp_path: Path, row: dict[str, An
     (preference,) = rows
     assert preference.prompt == ({"role": "user", "content": "Why?"},)
     assert (preference.chosen, preference.rejected) == ("Because.", "No.")
-    assert (preference.source, preference.weight, preference.versions, preference.created_at) == (name, 1.0, (), NOW)
+    assert (preference.source, preference.weight, preference.rater, preference.created_at) == (name, 1.0, None, NOW)
+    assert preference.versions == (("m", "n") if name == "argilla" else ())
     assert preference.preference_id == take(write_lines(tmp_path / "plain.jsonl", PLAIN))[0][0].preference_id
 
 
 def test_earlier_turns_and_the_system_message_belong_to_the_prompt() -> None:
     before = [said("system", "Be brief."), *dialogue("Hi", "Hello"), said("user", "Why?")]
     row = {"chosen": [*before, said("assistant", "Because.")], "rejected": [*before, said("assistant", "No.")]}
-    assert FORMATS["trl"].read(row) == ImportedPair(tuple(before), "Because.", "No.")  # type: ignore[arg-type]
-    assert FORMATS["trl"].read({"prompt": before, **EXPLICIT} | {"prompt": before}) == FORMATS["trl"].read(row)
+    pair = FORMATS["trl"].read(row, CHOICES)
+    assert pair == ImportedPair(tuple(before), "Because.", "No.")  # type: ignore[arg-type]
+    assert FORMATS["trl"].read({**EXPLICIT, "prompt": before}, CHOICES) == pair
 
 
 @pytest.mark.parametrize(
@@ -136,7 +114,7 @@ def test_earlier_turns_and_the_system_message_belong_to_the_prompt() -> None:
     ],
 )
 def test_a_row_that_cannot_teach_is_skipped_with_its_reason(changes: dict[str, Any], reason: str) -> None:
-    assert FORMATS["ultrafeedback_binarized"].read(H4 | changes) == Skip(reason)
+    assert FORMATS["ultrafeedback_binarized"].read(H4 | changes, CHOICES) == Skip(reason)
 
 
 @pytest.mark.parametrize(
@@ -148,13 +126,14 @@ def test_a_row_that_cannot_teach_is_skipped_with_its_reason(changes: dict[str, A
     ],
 )
 def test_equal_scores_are_a_tie_wherever_they_stand(scores: dict[str, Any]) -> None:
-    assert FORMATS["trl"].read(PLAIN | scores) == Skip("tie")
+    assert FORMATS["trl"].read(PLAIN | scores, CHOICES) == Skip("tie")
     unknown = {"metadata": {"score_chosen": "?", "score_rejected": "?"}}
-    assert isinstance(FORMATS["trl"].read(PLAIN | unknown), ImportedPair)
+    assert isinstance(FORMATS["trl"].read(PLAIN | unknown, CHOICES), ImportedPair)
 
 
 def test_the_longest_that_is_taken() -> None:
-    assert isinstance(FORMATS["trl"].read(PLAIN | {"chosen": "x" * 24_000, "prompt": "y" * 24_000}), ImportedPair)
+    longest = {"chosen": "x" * 24_000, "prompt": "y" * 24_000}
+    assert isinstance(FORMATS["trl"].read(PLAIN | longest, CHOICES), ImportedPair)
 
 
 def test_half_a_surrogate_is_malformed(tmp_path: Path) -> None:
@@ -162,13 +141,120 @@ def test_half_a_surrogate_is_malformed(tmp_path: Path) -> None:
     assert (len(rows), skipped) == (1, {"malformed": 1})
 
 
-def test_detection_says_which_and_why() -> None:
-    assert detect([ARGILLA]) == ("argilla", "it has the columns chosen-rating and rejected-rating")
-    assert detect([H4, H4, {"broken": True}]) == ("ultrafeedback_binarized", FORMATS["ultrafeedback_binarized"].WHY)
-    assert detect([{"instruction": "Why?", "completions": []}]) is None
+# Our own export
+
+
+def test_our_own_export_keeps_rater_weight_and_versions(tmp_path: Path) -> None:
+    picked = replace(
+        take(write_lines(tmp_path / "plain.jsonl", PLAIN))[0][0],
+        preference_id="pref_of_a_pick", source="retry", rater="ann", weight=0.25, pick_id=None, versions=("v2", "v1"),
+    )  # fmt: skip
+    source = write_lines(tmp_path / "export.jsonl", *trl_lines([picked, replace(picked, versions=(), rater=None)]))
+    (first, second), _, found = take(source)
+    assert (found, first.source, first.created_at) == ("trl", "trl", NOW)
+    assert (first.rater, first.weight, first.versions) == ("ann", 0.25, ("v2", "v1"))
+    assert (second.rater, second.weight, second.versions) == (None, 0.25, ())
     assert (
-        detect([{"chosen": "\n\nHuman: Why?\n\nAssistant: So.", "rejected": "\n\nHuman: Why?\n\nAssistant: N"}]) is None
+        first.preference_id
+        == second.preference_id
+        == take(write_lines(tmp_path / "p.jsonl", PLAIN))[0][0].preference_id
     )
+
+
+def test_columns_of_the_same_names_in_other_files_are_not_taken_for_ours(tmp_path: Path) -> None:
+    ((row,), _, _) = take(
+        write_lines(tmp_path / "rows.jsonl", PLAIN | {"rater": "ann", "weight": 7, "versions": ["x"]})
+    )
+    assert (row.rater, row.weight, row.versions) == (None, 1.0, ())
+
+
+def test_a_practice_row_of_an_export_never_becomes_a_real_one(tmp_path: Path) -> None:
+    practice = replace(
+        take(write_lines(tmp_path / "plain.jsonl", PLAIN))[0][0], source="practice", practice="short answers"
+    )
+    assert take(write_lines(tmp_path / "rows.jsonl", *trl_lines([practice]))) == ([], {"practice": 1}, "trl")
+
+
+def test_a_weight_of_nothing_is_malformed(tmp_path: Path) -> None:
+    row = PLAIN | {"preference_id": "pref_1", "pick_id": None, "weight": 0}
+    assert take(write_lines(tmp_path / "rows.jsonl", row))[:2] == ([], {"malformed": 1})
+
+
+# Batches, counts, progress
+
+
+def test_batches_hold_pairs_and_labels_of_so_many_rows(tmp_path: Path) -> None:
+    source = read_preferences(write_lines(tmp_path / "rows.jsonl", *([KTO] * 5)), "auto", NOW)
+    sizes = [(len(batch.pairs), len(batch.unpaired), source.rows_read) for batch in source.batches(2)]
+    assert sizes == [(0, 2, 2), (0, 2, 4), (0, 1, 5)]
+
+
+def test_the_first_five_rows_of_a_reason_are_named_by_their_line(tmp_path: Path) -> None:
+    bad = PLAIN | {"chosen": "N/A"}
+    source = write_lines(tmp_path / "rows.jsonl", PLAIN, bad, PLAIN | {"rejected": "Because."}, *([bad] * 6))
+    Path(source).write_text("\n" + Path(source).read_text())
+    _, opened = take_all(source)
+    assert (opened.skipped, opened.rows_read) == ({"empty": 7, "identical": 1}, 9)
+    assert opened.examples == {"empty": [3, 5, 6, 7, 8], "identical": [4]}
+
+
+def test_erased_people_and_rows_are_left_out(tmp_path: Path) -> None:
+    export = write_lines(
+        tmp_path / "rows.jsonl",
+        *(
+            PLAIN | {"prompt": f"Question {name}", "preference_id": "p", "pick_id": None, "rater": name}
+            for name in "abc"
+        ),
+        PLAIN,
+    )
+    asked: list[tuple[str | None, str]] = []
+
+    def is_erased(rater: str | None, content_id: str) -> bool:
+        asked.append((rater, content_id))
+        return rater == "b"
+
+    source = read_preferences(export, "auto", NOW, erased=is_erased)
+    pairs = next(source.batches(10)).pairs
+    assert [row.rater for row in pairs] == ["a", "c", None]
+    assert (source.skipped, source.examples) == ({"erased": 1}, {"erased": [2]})
+    assert [rater for rater, _ in asked] == ["a", "b", "c", None]
+    assert [row.preference_id for row in pairs] == [identity for rater, identity in asked if rater != "b"]
+    labels = write_lines(tmp_path / "labels.jsonl", KTO)
+    only = read_preferences(labels, "kto", NOW, erased=lambda _, content_id: content_id.startswith("label_"))
+    assert [batch.unpaired for batch in only.batches(10)] == [[]]
+    assert only.skipped == {"erased": 1}
+
+
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows.jsonl.gz", "list.json", "rows.parquet", "rows.csv", "rows.csv.gz"]
+)
+def test_progress_grows_from_nothing_to_the_size_of_the_file(tmp_path: Path, name: str) -> None:
+    rows = [{column: text * 40 + str(number) for column, text in PLAIN.items()} for number in range(3000)]
+    path = tmp_path / name
+    if ".parquet" in name:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif ".csv" in name:
+        table = io.StringIO()
+        writer = csv.DictWriter(table, PLAIN)
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_bytes(gzip.compress(table.getvalue().encode()) if name.endswith("gz") else table.getvalue().encode())
+    else:
+        text = json.dumps(rows) if name == "list.json" else "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    source = read_preferences(str(path), "auto", NOW)
+    seen = [source.bytes_read or 0, *(source.bytes_read or 0 for _ in source.batches(500))]
+    assert seen == sorted(seen)
+    assert seen[-1] == source.bytes_total == path.stat().st_size
+    if not name.endswith(".gz"):
+        assert seen[0] < seen[1] < seen[3] < seen[5]
+
+
+def test_the_count_goes_on_over_the_files_of_a_data_set(tmp_path: Path) -> None:
+    paths = [Path(write_lines(tmp_path / f"{name}.jsonl", PLAIN, PLAIN)) for name in "ab"]
+    rows = Rows(paths)
+    assert [number for number, _ in rows] == [1, 2, 3, 4]
+    assert rows.bytes_read == rows.bytes_total == sum(path.stat().st_size for path in paths)
 
 
 # Files
@@ -205,6 +291,13 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"prompt": "a"}\n[1, 2]\n', "row 2 is a list, not an object"),
         ("rows.jsonl", b'{"prompt": "\xff"}\n', "cannot be read after row 0.*utf-8"),
         ("rows.jsonl", b"", "it holds no rows"),
+        ("rows.json", b"\xef\xbb\xbf \n\n", "it holds no rows"),
+        ("rows.json", b"[]", "it holds no rows"),
+        ("rows.json", b"[1, 2]", "row 1 is a int, not an object"),
+        ("rows.json", b"3", "row 1 is a int, not an object"),
+        ("rows.jsonl", b'{"prompt": \n{"prompt": "a"}\n', "line 1 is not JSON"),
+        ("rows.json", b'{\n"prompt": "a",\n"chosen": \n', "cannot be read after row 0: .* line 4"),
+        ("rows.csv", b"", "it holds no rows"),
         ("rows.json", b'[{"prompt": "a"', "cannot be read after row 0"),
         ("rows.json", b"[" * 100_000, "cannot be read after row 0.*recursion"),
         ("rows.jsonl.gz", b"not gzip", "Check that it is a whole .jsonl file"),
@@ -232,88 +325,36 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_formats_are_named_where_none_fits(tmp_path: Path) -> None:
     plain, strange = write_lines(tmp_path / "p.jsonl", PLAIN), write_lines(tmp_path / "s.jsonl", {"b": 1, "a": 2})
-    with pytest.raises(BadImport, match=r"columns a, b\. Known formats: argilla, ultrafeedback_binarized, trl"):
+    with pytest.raises(BadImport, match=r"columns a, b\. Known formats: open_webui, librechat, .*, kto, trl"):
         take(strange)
-    with pytest.raises(BadImport, match=r"'hh_rlhf' is not known\. Known formats: auto, argilla"):
-        take(plain, "hh_rlhf")
+    with pytest.raises(BadImport, match=r"'sharegpt' is not known\. Known formats: auto, open_webui"):
+        take(plain, "sharegpt")
     with pytest.raises(BadImport, match=r"it is not argilla .*columns are chosen, prompt, rejected"):
         take(plain, "argilla")
     assert len(take(plain, "trl")[0]) == 1
-
-
-# Into the store
-
-
-def test_the_same_file_twice_changes_nothing(store: FeedbackStore, tmp_path: Path) -> None:
-    rows = [PLAIN | {"prompt": f"Question {number}"} for number in range(30)]
-    source = write_lines(tmp_path / "rows.jsonl", *rows, rows[0], PLAIN | {"chosen": "N/A"})
-    first = store.record_import(source)
-    assert first == ImportResult(first.import_id, source, "trl", 30, 1, {"empty": 1})
-    kept, counts = store.preferences(), store.counts()
-    again = store.record_import(source, "trl")
-    assert (again.imported, again.duplicates, again.skipped) == (0, 31, {"empty": 1})
-    assert (store.preferences(), store.counts()) == (kept, counts)
-    assert [row.prompt[0]["content"] for row in kept] == [row["prompt"] for row in rows]
-
-
-def test_a_row_broken_late_imports_nothing(store: FeedbackStore, tmp_path: Path) -> None:
-    rows = [PLAIN | {"prompt": f"Question {number}"} for number in range(2500)]
-    source = write_lines(tmp_path / "rows.jsonl", *rows)
-    Path(source).write_text(Path(source).read_text() + "{broken\n")
-    with pytest.raises(BadImport, match="line 2501 is not JSON"):
-        store.record_import(source)
-    assert store.preferences() == []
-    with store._database.read() as cursor:
-        assert cursor.execute("SELECT count(*) FROM imports").fetchall() == [(0,)]
-
-
-def test_a_pick_does_not_wait_for_an_import(store: FeedbackStore, tmp_path: Path) -> None:
-    rows = [PLAIN | {"prompt": f"Question {number}"} for number in range(2500)]
-    seen: list[tuple[int, int, int]] = []
-
-    def on_progress(number: int) -> None:
-        store.record_conversation(f"at {number}")
-        seen.append((number, store.counts().conversations, store.counts().train))
-
-    assert store.record_import(write_lines(tmp_path / "rows.jsonl", *rows), on_progress=on_progress).imported == 2500
-    assert seen == [(1000, 1, 0), (2000, 2, 0), (2500, 3, 0)]
-    assert store.counts().train + store.counts().held_out == 2500
-
-
-def test_imports_and_picks_stand_side_by_side(store: FeedbackStore, tmp_path: Path) -> None:
-    store.record_import(write_lines(tmp_path / "a.jsonl", ARGILLA))
-    assert store.record_import(write_lines(tmp_path / "b.jsonl", H4)).duplicates == 1
-    assert store.counts().preferences["argilla"] == 1
-    assert PickChoice.FIRST not in store.counts().practice
 
 
 # Real rows
 
 
 @needs_real_data
-def test_real_ultrafeedback_rows_are_counted_right(store: FeedbackStore) -> None:
-    result = store.record_import(str(REAL / "trl_train_1000.jsonl"))
-    assert (result.format, result.imported, result.duplicates) == ("trl", 884, 0)
-    assert result.skipped == {"tie": 111, "identical": 3, "empty": 2}  # one identical row is a tie as well
-    reshaped = store.record_import(str(REAL / "h4_format.train_prefs.parquet"))
-    assert (reshaped.format, reshaped.imported, reshaped.duplicates) == ("ultrafeedback_binarized", 0, 884)
-    counts = store.counts()
-    assert counts.train + counts.held_out == 884
-    assert 60 <= counts.held_out <= 120
+def test_real_ultrafeedback_rows_are_counted_right() -> None:
+    rows, skipped, found = take(str(REAL / "trl_train_1000.jsonl"))
+    assert (found, len({row.preference_id for row in rows})) == ("trl", 884)
+    assert skipped == {"tie": 111, "identical": 3, "empty": 2}  # one identical row is a tie as well
+    reshaped, _, found = take(str(REAL / "h4_format.train_prefs.parquet"))
+    assert found == "ultrafeedback_binarized"
+    assert [row.preference_id for row in reshaped] == [row.preference_id for row in rows]
+    assert 60 <= sum(split_of(row.prompt) == HELD_OUT for row in rows) <= 120
 
 
 @needs_real_data
-def test_real_rows_in_the_other_spelling_are_read(store: FeedbackStore) -> None:
-    h4 = store.record_import(str(REAL / "h4_style_2.json"))
-    assert (h4.format, h4.imported, h4.skipped) == ("ultrafeedback_binarized", 1, {"tie": 1})
-    argilla = store.record_import(str(REAL / "argilla_cleaned_style_8.jsonl"))
-    assert (argilla.format, argilla.imported, argilla.skipped) == ("argilla", 8, {})
-
-
-@needs_real_data
-def test_raw_ultrafeedback_is_not_mistaken_for_another_format(store: FeedbackStore) -> None:
-    with pytest.raises(BadImport, match="no known format"):
-        store.record_import(str(REAL / "raw_openbmb_partial_2.jsonl"))
+def test_real_rows_in_the_other_spelling_are_read() -> None:
+    rows, skipped, found = take(str(REAL / "h4_style_2.json"))
+    assert (found, len(rows), skipped) == ("ultrafeedback_binarized", 1, {"tie": 1})
+    rows, skipped, found = take(str(REAL / "argilla_cleaned_style_8.jsonl"))
+    assert (found, len(rows), skipped) == ("argilla", 8, {})
+    assert all(len(row.versions) == 2 for row in rows)
 
 
 # The hub
@@ -330,6 +371,9 @@ def test_raw_ultrafeedback_is_not_mistaken_for_another_format(store: FeedbackSto
         (["data/train-0.parquet", "data/test-0.parquet"], ["data/train-0.parquet"]),
         (["train.jsonl", "train.csv", "test.jsonl"], ["train.jsonl"]),
         (["pairs.jsonl.gz", "README.md", "dataset_infos.json"], ["pairs.jsonl.gz"]),
+        (["sharegpt.jsonl", "flan.jsonl", "README.md"], ["flan.jsonl", "sharegpt.jsonl"]),
+        (["a.parquet", "b.jsonl"], []),
+        (["one.jsonl", "test.jsonl"], []),
         (["constraints.json", "more.json"], []),
         (["data/train_sft.parquet", "data/train_gen.parquet"], []),
         ([], []),

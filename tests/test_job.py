@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny_model
 
+from feedback_store.durable import write_json
 from feedback_store.snapshots import freeze
 from trainer.cycle import Plan, plan_run
-from trainer.durable import write_json
 from trainer.errors import Diverged, NothingToTrainOn, WrongReference
 from trainer.job import check_step, choose_rows, metrics_line, pairs_seen
 from trainer.launch import is_alive, kill_tree, start_training

@@ -210,7 +210,7 @@ def test_practice_stays_apart_from_real_preferences(tmp_path: Path) -> None:
         assert (body["practice"], body["recipe"]) == ("shorter", "practice")
         assert store.preferences() == []
         assert store.counts().practice["shorter"] > 80
-        assert operations.export("trl") == ""
+        assert list(operations.data.export_lines("trl")) == []
         assert operations.status().new_preferences == 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer.durable import new_directory, read_json, write_json
+from feedback_store.durable import new_directory, read_json, write_json
 from trainer.errors import BadRecipe, RunNotFound, UnknownRecipe
 from trainer.recipe import FIELDS, from_mapping, load_recipe, recipe_names
 from trainer.runs import Run, RunConfig, RunState, list_runs, new_run_id

@@ -11,13 +11,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feedback_store import snapshots
+from feedback_store import tables
+from feedback_store.durable import sha256_of
 from feedback_store.errors import InvalidRecord, LeakedPrompt, NotEnoughPreferences, SnapshotDamaged, StoreDamaged
-from feedback_store.preferences import preference_id, split_of
+from feedback_store.mixing import Mix
+from feedback_store.preferences import preference_id, prompt_key, split_of
 from feedback_store.records import Message, Preference
 from feedback_store.snapshots import Snapshot, freeze, load_preferences, load_snapshot, verify
 
@@ -57,9 +58,11 @@ def files(snapshot: Snapshot) -> dict[str, bytes]:
 def rewrite(snapshot: Snapshot, part: str, rows: Iterable[Preference]) -> None:
     """Change a part and its manifest, as somebody would who knows how."""
     path = snapshot.directory / f"{part}.parquet"
-    pq.write_table(pa.Table.from_pylist([snapshots._row(row) for row in rows], schema=snapshots.SCHEMA), path)
+    rows = sorted(rows, key=lambda row: row.preference_id)
+    table = tables.rows_of(rows)
+    pq.write_table(tables.finished(table, range(len(rows)), [prompt_key(row.prompt) for row in rows]), path)
     manifest = json.loads((snapshot.directory / "manifest.json").read_text())
-    manifest["parts"][part]["sha256"] = snapshots._file_hash(path)
+    manifest["parts"][part]["sha256"] = sha256_of(path)
     (snapshot.directory / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -83,7 +86,7 @@ def test_the_parquet_has_the_columns_trl_reads(tmp_path: Path) -> None:
     table = pq.read_table(freeze(many(3), tmp_path, None).train_path)
     assert table.column_names == [
         "preference_id", "prompt", "chosen", "rejected", "source", "rater", "weight", "pick_id", "versions", "practice",
-        "created_at",
+        "prompt_key", "created_at",
     ]  # fmt: skip
     row = table.to_pylist()[0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user"]
@@ -95,7 +98,6 @@ def test_the_same_preferences_give_the_same_bytes(tmp_path: Path) -> None:
     assert one.hash == two.hash
     first, second = files(one), files(two)
     assert set(first) == {"train.parquet", "held_out.parquet", "manifest.json"}
-    del first["manifest.json"], second["manifest.json"]  # it says when it was made
     assert first == second
 
 
@@ -202,6 +204,106 @@ def test_a_disk_that_refuses_leaves_nothing_half(tmp_path: Path) -> None:
     with pytest.raises(StoreDamaged, match="cannot be written"):
         freeze(many(), blocked, None)
     assert [path.name for path in tmp_path.iterdir()] == ["snapshots"]
+
+
+def asked(prompt: str, chosen: str = "Yes.", source: str = "trl", rater: str | None = None) -> Preference:
+    messages = (Message(role="user", content=prompt),)
+    identity = preference_id(messages, chosen, "No.", rater)
+    return Preference(identity, messages, chosen, "No.", source, 1.0, rater, None, (), None, NOW)
+
+
+def part_of(prompt: str) -> str:
+    return split_of((Message(role="user", content=prompt),))
+
+
+def prompts(path: Path) -> list[str]:
+    return sorted(row.prompt[-1]["content"] for row in load_preferences(path))
+
+
+def test_the_manifest_lists_what_is_in_and_counts_what_is_not(tmp_path: Path) -> None:
+    rows = [
+        *many(),
+        asked("Do you like me?", source="pick", rater="ada"),
+        asked("Do you like tea?", "Yes!", "edit", "bob"),
+    ]
+    snapshot = freeze(rows, tmp_path, None, Mix(edits=False, max_per_prompt=8))
+    manifest = json.loads((snapshot.directory / "manifest.json").read_text())
+    listed = [identity for part in manifest["parts"].values() for identity in part["preference_ids"]]
+    assert sorted(listed) == sorted(row.preference_id for row in rows if row.source != "edit")
+    assert snapshot.counts == {"pick": 1, "trl": 60}
+    assert snapshot.left_out == {"source": 1}
+    assert [part["raters"] for part in manifest["parts"].values() if part["raters"]] == [{"ada": 1}]
+    assert manifest["mix"] == Mix(edits=False, max_per_prompt=8).as_dict()
+    for what, wrong in (("raters", {"eve": 1}), ("preference_ids", []), ("sources", {})):
+        spoilt = json.loads(json.dumps(manifest))
+        spoilt["parts"]["train"][what] = wrong
+        (snapshot.directory / "manifest.json").write_text(json.dumps(spoilt))
+        with pytest.raises(SnapshotDamaged, match=what):
+            verify(load_snapshot(snapshot.directory))
+
+
+def test_what_is_private_is_hidden_and_the_split_stays_that_of_the_prompt_as_it_was(tmp_path: Path) -> None:
+    private = [
+        asked(f"Write to person{number}@example.org about {number}.", f"Call +4930{9018200 + number}.")
+        for number in range(40)
+    ]
+    snapshot = freeze(private, tmp_path, None)
+    assert snapshot.redacted["email"] == snapshot.redacted["phone"] == 40
+    written = b"".join(files(snapshot).values())
+    assert b"@example" not in written
+    assert all("[email]" in prompt for prompt in prompts(snapshot.train_path) + prompts(snapshot.held_out_path))
+    assert snapshot.held_out_rows == sum(split_of(row.prompt) == "held_out" for row in private)
+    verify(snapshot)
+    open_hearted = freeze(private, tmp_path, None, redact=False)
+    assert open_hearted.redacted == {}
+    assert open_hearted.hash != snapshot.hash
+
+
+def test_prompts_that_become_the_same_when_hidden_do_not_leak(tmp_path: Path) -> None:
+    texts = [f"Who is person{number}@example.org?" for number in range(60)]
+    assert {part_of(text) for text in texts} == {"train", "held_out"}
+    rows = [*map(asked, texts), asked("Something else.")]
+    snapshot = freeze(rows, tmp_path, None)
+    assert set(prompts(snapshot.held_out_path)) == {"Who is [email]?"}
+    assert prompts(snapshot.train_path) == ["Something else."]
+    assert snapshot.left_out["near_held_out"] > 40
+
+
+def test_answers_that_are_equal_once_hidden_teach_nothing(tmp_path: Path) -> None:
+    row = asked("Where do I write?", "To a@example.org.")
+    twin = Preference(
+        row.preference_id, row.prompt, row.chosen, "To b@example.org.", "trl", 1.0, None, None, (), None, NOW
+    )
+    assert freeze([twin, *many()], tmp_path, None).left_out == {"identical": 1}
+
+
+def test_an_evaluation_prompt_is_never_in_train(tmp_path: Path) -> None:
+    rows = many()
+    judged = [row.prompt[1]["content"] for row in rows if split_of(row.prompt) == "train"][:5]
+    snapshot = freeze(rows, tmp_path, None, evaluation_prompts=[text.upper() for text in judged])
+    assert snapshot.left_out == {"evaluation_prompt": 5}
+    assert not set(judged) & {row.prompt[1]["content"] for row in load_preferences(snapshot.train_path)}
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_sample(tmp_path: Path) -> None:
+    rows = [*many(300), *(asked(f"Our own {number}?", source="pick", rater="ada") for number in range(20))]
+    one, two, three = (
+        freeze(given, tmp_path / name, None, Mix(replay_ratio=2, seed=seed))
+        for name, given, seed in (("one", rows, 1), ("two", rows[::-1], 1), ("three", rows, 2))
+    )
+    assert files(one) == files(two)
+    assert one.hash != three.hash
+    own = sum(split_of(row.prompt) == "train" for row in rows[300:])
+    assert (one.train_rows, one.left_out["replay"]) == (
+        3 * own,
+        sum(r.source == "trl" and split_of(r.prompt) == "train" for r in rows) - 2 * own,
+    )
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_freeze(tmp_path: Path) -> None:
+    (tmp_path / f".{'0' * 64}-12345678").mkdir(parents=True)
+    snapshot = freeze(many(), tmp_path, None)
+    assert [path.name for path in tmp_path.iterdir()] == [snapshot.hash]
 
 
 def test_reading_a_snapshot_needs_no_database() -> None:

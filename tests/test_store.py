@@ -256,8 +256,6 @@ def test_counts_keep_practice_apart(store: FeedbackStore) -> None:
     assert all(row.practice is None for row in store.preferences())
     assert store.preferences("shorter") == [practice_row(1), practice_row(2), practice_row(3)]
     assert store.preferences("question") == []
-    assert [row["pick_id"] for row in store.export_rows()] == [row.pick_id for row in store.preferences()]
-    assert [row["practice"] for row in store.export_rows("bullets")] == ["bullets"]
 
 
 def test_practice_takes_practice_rows_only(store: FeedbackStore) -> None:

@@ -13,6 +13,7 @@ import pytest
 import tiny_model
 
 from feedback_store.errors import NotEnoughPreferences
+from feedback_store.mixing import Mix
 from feedback_store.snapshots import Snapshot, freeze, load_snapshot
 from trainer import launch
 from trainer.errors import BadRecipe, BadRunRequest, RunActive, RunNotFound, UnknownRecipe, VersionNotFound
@@ -31,9 +32,9 @@ class Place:
         self.preferences = 40
         tiny_model.lend_models(directory)
 
-    def freeze(self, practice: str | None) -> Snapshot:
+    def freeze(self, practice: str | None, mix: Mix) -> Snapshot:
         made = tiny_model.made_up_preferences(self.preferences, practice)
-        return freeze(made, self.directory / "snapshots", practice)
+        return freeze(made, self.directory / "snapshots", practice, mix)
 
     def supervisor(self) -> Supervisor:
         return Supervisor(self.directory, tiny_model.shared_tiny(), self.freeze, lambda: self.champion)

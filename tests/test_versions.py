@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_runs import config
 
-from trainer.durable import write_json
+from feedback_store.durable import write_json
 from trainer.errors import VersionDamaged, VersionNotFound
 from trainer.evaluate import count
 from trainer.runs import Run

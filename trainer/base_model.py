@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.durable import new_directory, read_json, sha256_of, write_json
+from feedback_store.durable import new_directory, read_json, sha256_of, write_json
 from trainer.errors import BaseModelMissing
 
 MANIFEST = "zephyr_base.json"

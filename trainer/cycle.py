@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from feedback_store.durable import write_json
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot, load_snapshot
 from trainer.base_model import BaseModel
-from trainer.durable import write_json
 from trainer.errors import ChildFailed, TrainerError
 from trainer.launch import Child, is_alive, kill_tree, start_evaluation, start_training
 from trainer.recipe import Recipe

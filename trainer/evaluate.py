@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
 from feedback_store.records import Preference
 from feedback_store.snapshots import load_preferences
 from trainer.base_model import BaseModel, ensure_base
-from trainer.durable import read_json, write_json
 from trainer.errors import JobError, TrainerError
 from trainer.tokens import PairTokens, tokenise
 

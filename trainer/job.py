@@ -22,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from feedback_store.durable import sync_tree, write_json
 from feedback_store.errors import StoreError
 from feedback_store.records import Preference
 from feedback_store.snapshots import load_preferences, load_snapshot
 from trainer.base_model import BaseModel, ensure_base
-from trainer.durable import sync_tree, write_json
 from trainer.errors import Diverged, JobError, NothingToTrainOn, TrainerError, WrongProcessCount, WrongReference
 from trainer.gguf_adapter import write_gguf_adapter
 from trainer.recipe import Recipe, from_mapping

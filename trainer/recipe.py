@@ -3,7 +3,7 @@
 One table, `FIELDS`, gives each key its default, its check and its sentence; unknown keys are refused, so a
 recipe never holds a key nobody reads. A run stores its recipe resolved, with every key.
 
-Not covered: mixing of data sources and other losses than DPO's sigmoid (they come with the trainer issue).
+Not covered: other losses than DPO's sigmoid.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from feedback_store.mixing import Mix
 from trainer.errors import BadRecipe, UnknownRecipe
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,6 +40,16 @@ def _number(default: float | int, low: float, high: float, about: str, *, whole:
     return Field(default, types, lambda value: low <= value <= high, f"a number from {low:g} to {high:g}", about)
 
 
+def _optional(default: float | None, low: float, high: float, about: str, *, whole: bool = False) -> Field:
+    types = (int, type(None)) if whole else (int, float, type(None))
+    allowed = f"a number from {low:g} to {high:g}, or null"
+    return Field(default, types, lambda value: value is None or low <= value <= high, allowed, about)
+
+
+def _switch(default: bool, about: str) -> Field:
+    return Field(default, (bool,), lambda _value: True, "true or false", about)
+
+
 def _choice(default: str, options: tuple[str, ...], about: str) -> Field:
     return Field(default, (str,), lambda value: value in options, "one of " + ", ".join(options), about)
 
@@ -55,11 +66,14 @@ FIELDS: dict[str, Field] = {
     "batch_size": _number(8, 1, 4096, "pairs a step, over all processes", whole=True),
     "micro_batch_size": _number(2, 1, 4096, "pairs in memory at once, per process", whole=True),
     "epochs": _number(1, 1, 100, "times each pair is seen", whole=True),
-    "max_steps": Field(
-        None, (int, type(None)), lambda v: v is None or v >= 1, "a number from 1, or null", "a cap on the steps"
-    ),
+    "max_steps": _optional(None, 1, 10**9, "a cap on the steps", whole=True),
     "max_length": _number(1024, 16, 131072, "tokens of prompt and answer; longer answers are cut", whole=True),
     "held_out_pairs": _number(40, 0, 100000, "cap on the pairs of the evaluation", whole=True),
+    "edits": _switch(True, "learn from people's rewrites of answers"),
+    "retries": _switch(False, "learn, weakly, from the answer people kept after asking again"),
+    "replay_ratio": _optional(None, 0, 1e6, "imported rows for each of our own; null: all of them"),
+    "max_rater_share": _optional(0.5, 1e-3, 1, "the largest part of the rated rows that one person may have"),
+    "max_per_prompt": _optional(8, 1, 10**6, "rows on nearly the same prompt", whole=True),
     "precision": _choice("auto", ("auto", "fp32", "bf16"), "auto: fp32 on CPU, bf16 on a GPU"),
 }
 
@@ -83,11 +97,27 @@ class Recipe:
     max_steps: int | None
     max_length: int
     held_out_pairs: int
+    edits: bool
+    retries: bool
+    replay_ratio: float | None
+    max_rater_share: float | None
+    max_per_prompt: int | None
     precision: str
 
     def as_dict(self) -> dict[str, Any]:
         """Every key with its value, `name` left out: what `from_mapping` reads back."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
+
+    def mix(self, seed: int) -> Mix:
+        """Which preferences a snapshot for this recipe takes."""
+        return Mix(
+            edits=self.edits,
+            retries=self.retries,
+            replay_ratio=self.replay_ratio,
+            max_rater_share=self.max_rater_share,
+            max_per_prompt=self.max_per_prompt,
+            seed=seed,
+        )
 
     def total_steps(self, rows: int, max_steps: int | None = None) -> int:
         """Optimizer steps on `rows` pairs; the smaller of the run's and the recipe's caps applies."""
@@ -126,7 +156,8 @@ def from_mapping(name: str, values: Mapping[str, Any]) -> Recipe:
 
 def _checked(name: str, key: str, value: Any) -> Any:
     field = FIELDS[key]
-    if isinstance(value, bool) or not isinstance(value, field.types) or not field.check(value):
+    wrong_type = not isinstance(value, field.types) or (isinstance(value, bool) and bool not in field.types)
+    if wrong_type or not field.check(value):
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) and "e-" in value else ""
         raise BadRecipe(f"Recipe {name}: {key} is {value!r}, it must be {field.allowed}{hint}.")
     return value

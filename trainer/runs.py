@@ -30,7 +30,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from trainer.durable import new_directory, read_json, write_json
+from feedback_store.durable import new_directory, read_json, write_json
 from trainer.errors import RunNotFound
 
 

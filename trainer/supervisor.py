@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from feedback_store.durable import write_json
 from feedback_store.errors import StoreError
+from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
 from trainer.cycle import Plan, Surroundings, adapter_of, comparison, plan_run, reason_of_death, run_cycle
-from trainer.durable import write_json
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe
@@ -43,7 +44,7 @@ class _Cancelled(BaseException):
 class Supervisor:
     """Starts, watches, cancels and lists runs. Thread-safe.
 
-    `freeze(practice)` makes a snapshot of the present preferences, `champion()` names the version being served.
+    `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
     `cpu_count`: cores to plan with, by default those this process may use.
     """
 
@@ -51,7 +52,7 @@ class Supervisor:
         self,
         data_dir: Path,
         base: BaseModel,
-        freeze: Callable[[str | None], Snapshot],
+        freeze: Callable[[str | None, Mix], Snapshot],
         champion: Callable[[], str],
         cpu_count: int | None = None,
     ) -> None:
@@ -172,7 +173,8 @@ class Supervisor:
                 requested_by=requested_by,
             )
             plan.recipe.per_process_batch(plan.num_processes)
-            run = plan_run(plan, self._freeze(practice), self.base, self.data_dir)
+            snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
+            run = plan_run(plan, snapshot, self.base, self.data_dir)
             with self._changed:
                 self._active = run
                 self._changed.notify_all()
@@ -222,8 +224,8 @@ class Supervisor:
         if version == against:
             raise BadRunRequest(f"{version} cannot be compared with itself. Name another version with --against.")
         practice = None if version == BASE_VERSION else self.versions.load(version).practice
-        snapshot = self._freeze(practice)
         recipe, device = load_recipe(PRACTICE if practice else DEFAULT), "gpu" if gpu_count() else "cpu"
+        snapshot = self._freeze(practice, recipe.mix(seed=0))
         directory = self.data_dir / "evaluations" / f"evaluation_{uuid.uuid4().hex[:12]}"
         directory.mkdir(parents=True)
         request = comparison(

@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from feedback_store.durable import new_directory, read_json, sha256_of, write_json
 from trainer.base_model import base_provenance
-from trainer.durable import new_directory, read_json, sha256_of, write_json
 from trainer.errors import VersionDamaged, VersionNotFound
 from trainer.runs import Run, summary
 

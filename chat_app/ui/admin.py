@@ -14,6 +14,7 @@ import pandas as pd
 
 from chat_app.operations import Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
+from chat_app.ui.data import DataSection
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
 from feedback_store.practice import TASTES
@@ -95,13 +96,14 @@ class AdminPage:
                 elem_id="import-source",
             )  # fmt: skip
             self.format = gr.Dropdown(
-                list(self.operations.import_formats()), value="auto", label="Format", min_width=120, filterable=False
+                self.operations.data.import_formats(), value="auto", label="Format", min_width=120, filterable=False
             )
             self.import_ = gr.Button("Import", elem_id="import")
         self.upload = gr.UploadButton(
             "Upload a file instead", file_types=[".jsonl", ".json", ".parquet", ".csv", ".gz"], size="sm"
         )
         self.imported = gr.Markdown(elem_id="imported")
+        DataSection(self.operations.data, self.refusals)
         self.timer = gr.Timer(EVERY_S)
 
     def _wire(self, page: gr.Blocks) -> None:
@@ -235,13 +237,17 @@ class AdminPage:
         if not source.strip():
             return {self.imported: "Name a file or a hub id first."}
         try:
-            result = self.operations.import_preferences(source.strip(), format_)
+            result = self.operations.data.import_preferences(source.strip(), format_)
         except self.refusals as error:
             return {self.imported: f"**{error}**"}
-        skipped = ", ".join(f"{count} {reason}" for reason, count in result.skipped.items()) or "none"
+        skipped = "; ".join(
+            f"{count} {reason} (row {', '.join(map(str, result.examples.get(reason, ())))}"
+            f"{' …' if count > len(result.examples.get(reason, ())) else ''})"
+            for reason, count in result.skipped.items()
+        )
         return self.look() | {
             self.imported: f"Imported **{result.imported}** preferences from {Path(source).name} "
-            f"({result.format}); {result.duplicates} were there already; skipped: {skipped}."
+            f"({result.format}: {result.why}); {result.duplicates} were there already; skipped: {skipped or 'none'}."
         }
 
     def _acted(self, action: Any, done: str) -> Updates:

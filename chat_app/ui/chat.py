@@ -67,6 +67,7 @@ class ChatPage:
                     elem_id="conversation",
                     height="56vh",
                     buttons=["copy"],
+                    editable="all",
                     show_label=False,
                     layout="bubble",
                     placeholder="Ask something. Now and then you see two answers: pick one, the model learns from it.",
@@ -92,20 +93,21 @@ class ChatPage:
                     self.stop = gr.Button("Stop", interactive=False, elem_id="stop")
                     self.retry = gr.Button("Retry", elem_id="retry")
                     self.compare = gr.Radio(COMPARE, value="sometimes", label="Compare two answers", elem_id="compare")
+                self.teach = gr.Checkbox(True, label="Learn from this conversation", elem_id="teach", container=False)
 
     def _wire(self, page: gr.Blocks) -> None:
         view = [
             self.bar, self.conversation, self.remembered, self.threads, self.thread, self.pair, self.pair_box,
             self.first, self.second, *self.picks.values(), self.reasons, self.note, self.box, self.send, self.stop,
-            self.retry,
+            self.retry, self.teach,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         streaming: dict[str, Any] = {**quiet, "concurrency_id": "answers", "concurrency_limit": 8}
 
         page.load(self.open_page, [self.remembered], view, **quiet)
         sending = gr.on(
-            [self.send.click, self.box.submit], self.say, [self.box, self.conversation, self.compare, self.pair], view,
-            trigger_mode="once", **streaming,
+            [self.send.click, self.box.submit], self.say,
+            [self.box, self.conversation, self.compare, self.pair, self.teach], view, trigger_mode="once", **streaming,
         )  # fmt: skip
         retrying = self.retry.click(self.again, [self.conversation, self.compare, self.pair], view, **streaming)
         self.stop.click(self.end, [self.conversation], [self.note], **quiet)
@@ -116,6 +118,8 @@ class ChatPage:
                 self._picker(pick), [self.pair, self.reasons, self.conversation], view, trigger_mode="once", **quiet
             )
         self.thread.like(self.rate, [self.conversation], [self.note], **quiet)
+        self.thread.edit(self.rewrite, [self.conversation], view, **quiet)
+        self.teach.input(self.choose_learning, [self.conversation, self.teach], [self.note], **quiet)
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +137,9 @@ class ChatPage:
 
     # --- talking ---------------------------------------------------------------------------------------------------
 
-    async def say(self, text: str, conversation_id: str, compare: str, pair_id: str) -> AsyncGenerator[Updates, None]:
+    async def say(
+        self, text: str, conversation_id: str, compare: str, pair_id: str, teach: bool = True
+    ) -> AsyncGenerator[Updates, None]:
         """Store the message, then stream one answer or two."""
         if pair_id:
             yield {self.note: WAITING}
@@ -143,6 +149,8 @@ class ChatPage:
             return
         try:
             turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text)
+            if not conversation_id and not teach:
+                self.operations.data.record_learning("conversation", turn.conversation_id, False)
         except StoreError as error:
             raise gr.Error(str(error)) from error
         async with aclosing(self._streamed(turn, compare)) as updates:
@@ -219,6 +227,23 @@ class ChatPage:
         self.operations.record_rating(rated, "up" if event.liked else "down", None)
         return "Thank you – your rating is saved. Picks between two answers are what the model is trained on."
 
+    def rewrite(self, conversation_id: str, event: gr.EditData) -> Updates:
+        """A person's rewrite of an answer teaches; the conversation keeps what the model wrote."""
+        index = event.index if isinstance(event.index, int) else event.index[0]
+        rewritten = self._candidate_ids(conversation_id).get(index)
+        if rewritten is None or not str(event.value).strip():
+            return self._shown(conversation_id) | {self.note: "Only an answer can be rewritten, and not to nothing."}
+        self.operations.record_edit(rewritten, str(event.value))
+        return self._shown(conversation_id) | {
+            self.note: "Saved: your version teaches. The conversation keeps the answer as it was written."
+        }
+
+    def choose_learning(self, conversation_id: str, teach: bool) -> str:
+        """Whether this conversation's words may teach; a conversation not begun yet remembers it at its first turn."""
+        if conversation_id:
+            self.operations.data.record_learning("conversation", conversation_id, teach)
+        return "This conversation may teach." if teach else "Nothing of this conversation will teach."
+
     # --- views -----------------------------------------------------------------------------------------------------
 
     def _exists(self, conversation_id: str) -> bool:
@@ -278,6 +303,7 @@ class ChatPage:
             self.send: gr.Button(interactive=True),
             self.stop: gr.Button(interactive=False),
             self.retry: gr.Button(interactive=True),
+            self.teach: not conversation_id or self.operations.data.learns_from(conversation_id),
             **{button: gr.Button(interactive=False) for button in self.picks.values()},
         }
 

@@ -1,28 +1,46 @@
 """Preferences from elsewhere: which format a source has, and its rows as preferences, one batch at a time.
 
-    path or hub id --sources--> rows --detect--> importer --read--> ImportedPair or Skip --> Preference
+    path or hub id --sources--> rows --detect--> importer --read--> pairs, labels, skips --> Batch
 
-One file a format; each has ``NAME``, ``WHY`` (the sign it is known by), ``matches(row)`` and ``read(row)``.
-``FeedbackStore.record_import`` puts the batches into the store. Not here: raw UltraFeedback, hh-rlhf dialogues and
-the exports of other chat programs.
+One file a format; each has ``NAME``, ``WHY`` (the sign it is known by), ``matches(row)`` and ``read(row, choices)``,
+and says in its docstring where the layout was seen. ``FeedbackStore.record_import`` puts the batches into the store,
+all of them or none.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
 from typing import Protocol
 
 from feedback_store.errors import BadImport, InvalidRecord
-from feedback_store.importers import argilla, trl, ultrafeedback_binarized
-from feedback_store.importers.pairs import ImportedPair, Skip
-from feedback_store.importers.sources import NumberedRow, Row, open_rows
-from feedback_store.preferences import preference_id
-from feedback_store.records import Preference
+from feedback_store.importers import (
+    argilla,
+    argilla_records,
+    h2ogpt,
+    hh_rlhf,
+    kto,
+    librechat,
+    open_webui,
+    trl,
+    ultrafeedback_binarized,
+    ultrafeedback_raw,
+)
+from feedback_store.importers.pairs import Choices, ImportedLabel, ImportedPair, Item
+from feedback_store.importers.sources import NumberedRow, Row, Rows, open_rows
+from feedback_store.preferences import preference_id, unpaired_id
+from feedback_store.records import Preference, UnpairedPreference
 
+__all__ = ["FORMATS", "Batch", "Choices", "PreferenceSource", "detect", "read_preferences"]
+
+DEFAULT_CHOICES = Choices()
 _ROWS_TO_DETECT = 20
+_EXAMPLES = 5
+
+IsErased = Callable[[str | None, str], bool]
 
 
 class Importer(Protocol):
@@ -33,11 +51,17 @@ class Importer(Protocol):
 
     def matches(self, row: Row) -> bool: ...
 
-    def read(self, row: Row) -> ImportedPair | Skip: ...
+    def read(self, row: Row, choices: Choices) -> Item | Sequence[Item]: ...
 
 
-# The most particular format first: TRL's columns are part of the others.
-FORMATS: Mapping[str, Importer] = {module.NAME: module for module in (argilla, ultrafeedback_binarized, trl)}
+# The most particular format first: TRL's columns are part of others, which it leaves to them.
+FORMATS: Mapping[str, Importer] = {
+    module.NAME: module
+    for module in (
+        open_webui, librechat, h2ogpt, argilla_records, ultrafeedback_raw, argilla, ultrafeedback_binarized, hh_rlhf,
+        kto, trl,
+    )
+}  # fmt: skip
 
 
 def detect(rows: Sequence[Row]) -> tuple[str, str] | None:
@@ -48,64 +72,145 @@ def detect(rows: Sequence[Row]) -> tuple[str, str] | None:
     return None
 
 
-class PreferenceSource:
-    """The preferences of one file or data set, read as they are asked for; counts what it skips."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a number of rows gave: pairs, and single answers with a label."""
 
-    def __init__(self, rows: Iterator[NumberedRow], name: str, why: str, created_at: datetime) -> None:
-        self.format = name
-        self.why = why
+    pairs: list[Preference]
+    unpaired: list[UnpairedPreference]
+
+
+class PreferenceSource:
+    """The preferences of one file or data set, read as they are asked for.
+
+    ``format`` and ``why`` say which layout it has and how that is known. ``rows_read`` grows with every batch;
+    ``skipped`` counts by reason what was left out, ``examples`` has the numbers of the first rows of each reason. A row
+    that holds several judgements counts once for each.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        first: Sequence[NumberedRow],
+        *,
+        found: tuple[str, str],
+        created_at: datetime,
+        choices: Choices,
+        erased: IsErased,
+    ) -> None:
+        self.format, self.why = found
         self.rows_read = 0
         self.skipped: Counter[str] = Counter()
-        self._rows = rows
-        self._importer = FORMATS[name]
+        self.examples: dict[str, list[int]] = {}
+        self._source = rows
+        self._rows = chain(first, rows)
+        self._importer = FORMATS[self.format]
         self._created_at = created_at
+        self._choices = choices
+        self._erased = erased
 
-    def batches(self, size: int) -> Iterator[list[Preference]]:
-        """The preferences in lists made from ``size`` rows each (shorter where rows were skipped).
+    @property
+    def bytes_read(self) -> int | None:
+        """How far the reading is in the files, for a progress bar; None where that is not known."""
+        return self._source.bytes_read
+
+    @property
+    def bytes_total(self) -> int | None:
+        """The size of the files, all together; None where that is not known."""
+        return self._source.bytes_total
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The preferences in batches made from ``size`` rows each (fewer preferences where rows were skipped).
 
         Raises ``BadImport`` at a row that cannot be read.
         """
-        while batch := list(islice(self._rows, size)):
-            self.rows_read += len(batch)
-            read = [self._preference(row) for _, row in batch]
-            yield [preference for preference in read if preference is not None]
+        while rows := list(islice(self._rows, size)):
+            batch = Batch([], [])
+            for number, row in rows:
+                read = self._importer.read(row, self._choices)
+                for item in (read,) if isinstance(read, Item) else read:
+                    self._add(batch, number, item)
+            self.rows_read += len(rows)
+            yield batch
 
-    def _preference(self, row: Row) -> Preference | None:
-        pair = self._importer.read(row)
-        if isinstance(pair, ImportedPair):
-            try:
-                return self._record(pair)
-            except InvalidRecord:
-                pair = Skip("malformed")
-        self.skipped[pair.reason] += 1
-        return None
+    def _add(self, batch: Batch, number: int, item: Item) -> None:
+        try:
+            if isinstance(item, ImportedPair):
+                batch.pairs.append(self._preference(item))
+            elif isinstance(item, ImportedLabel):
+                batch.unpaired.append(self._unpaired(item))
+            else:
+                self._count(number, item.reason)
+        except _Erased:
+            self._count(number, "erased")
+        # Half a surrogate pair cannot be hashed.
+        except (InvalidRecord, UnicodeEncodeError):
+            self._count(number, "malformed")
 
-    def _record(self, pair: ImportedPair) -> Preference:
+    def _count(self, number: int, reason: str) -> None:
+        self.skipped[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES and number not in examples:
+            examples.append(number)
+
+    def _preference(self, pair: ImportedPair) -> Preference:
+        identity = preference_id(pair.prompt, pair.chosen, pair.rejected, None)
+        if self._erased(pair.rater, identity):
+            raise _Erased
         return Preference(
-            preference_id=_identity(pair),
+            preference_id=identity,
             prompt=pair.prompt,
             chosen=pair.chosen,
             rejected=pair.rejected,
             source=self.format,
-            weight=1.0,
-            rater=None,
+            weight=pair.weight,
+            rater=pair.rater,
             pick_id=None,
-            versions=(),
+            versions=pair.versions,
             practice=None,
             created_at=self._created_at,
         )
 
+    def _unpaired(self, answer: ImportedLabel) -> UnpairedPreference:
+        identity = unpaired_id(answer.prompt, answer.completion, answer.label, None)
+        if self._erased(answer.rater, identity):
+            raise _Erased
+        return UnpairedPreference(
+            unpaired_id=identity,
+            prompt=answer.prompt,
+            completion=answer.completion,
+            label=answer.label,
+            source=self.format,
+            weight=answer.weight,
+            rater=answer.rater,
+            versions=answer.versions,
+            created_at=self._created_at,
+        )
 
-def read_preferences(path_or_hub_id: str, name: str, created_at: datetime) -> PreferenceSource:
-    """Open a source in the named format, or find its format out for ``auto``. Raises ``BadImport``."""
+
+class _Erased(Exception):
+    """The row belongs to a person who was erased, or was erased itself."""
+
+
+def read_preferences(
+    path_or_hub_id: str,
+    name: str,
+    created_at: datetime,
+    choices: Choices = DEFAULT_CHOICES,
+    erased: IsErased = lambda _rater, _content_id: False,
+) -> PreferenceSource:
+    """Open a source in the named format, or find its format out for ``auto``. Raises ``BadImport``.
+
+    Rows for which ``erased(rater, content_id)`` is true are skipped with that reason.
+    """
     if name != "auto" and name not in FORMATS:
         raise BadImport(path_or_hub_id, f"the format {name!r} is not known. Known formats: auto, {', '.join(FORMATS)}.")
     rows = open_rows(path_or_hub_id)
     first = list(islice(rows, _ROWS_TO_DETECT))
     if not first:
         raise BadImport(path_or_hub_id, "it holds no rows.")
-    found, why = _choose([row for _, row in first], path_or_hub_id, name)
-    return PreferenceSource(chain(first, rows), found, why, created_at)
+    found = _choose([row for _, row in first], path_or_hub_id, name)
+    return PreferenceSource(rows, first, found=found, created_at=created_at, choices=choices, erased=erased)
 
 
 def _choose(first: Sequence[Row], source: str, name: str) -> tuple[str, str]:
@@ -119,11 +224,4 @@ def _choose(first: Sequence[Row], source: str, name: str) -> tuple[str, str]:
         raise BadImport(
             source, f"it is not {name} ({FORMATS[name].WHY}); its columns are {columns}. Try the format auto."
         )
-    return name, "named by the caller"
-
-
-def _identity(pair: ImportedPair) -> str:
-    try:
-        return preference_id(pair.prompt, pair.chosen, pair.rejected, None)
-    except UnicodeEncodeError as error:
-        raise InvalidRecord("Preference", "prompt", pair.prompt, "valid Unicode") from error
+    return name, "the format was named by the caller"

@@ -1,12 +1,12 @@
 """The layout of argilla/ultrafeedback-binarized-preferences-cleaned: two dialogues and their ratings.
 
-Columns ``prompt``, ``chosen``, ``rejected``, ``chosen-rating``, ``rejected-rating`` (with hyphens), and models and
-source, which are not kept.
+Columns ``prompt``, ``chosen``, ``rejected``, ``chosen-rating``, ``rejected-rating``, ``chosen-model`` and
+``rejected-model`` (with hyphens), and ``source``, which is not kept.
 """
 
 from __future__ import annotations
 
-from feedback_store.importers.pairs import ImportedPair, Skip, is_dialogue, read_pair
+from feedback_store.importers.pairs import Choices, ImportedPair, Skip, is_dialogue, read_pair, read_versions
 from feedback_store.importers.sources import Row
 
 NAME = "argilla"
@@ -18,7 +18,12 @@ def matches(row: Row) -> bool:
     return "chosen-rating" in row and "rejected-rating" in row and is_dialogue(row.get("chosen"))
 
 
-def read(row: Row) -> ImportedPair | Skip:
+def read(row: Row, _choices: Choices) -> ImportedPair | Skip:
     """The pair of a row; equal ratings are a tie."""
-    scores = row.get("chosen-rating"), row.get("rejected-rating")
-    return read_pair(row.get("prompt"), row.get("chosen"), row.get("rejected"), scores)
+    return read_pair(
+        row.get("prompt"),
+        row.get("chosen"),
+        row.get("rejected"),
+        (row.get("chosen-rating"), row.get("rejected-rating")),
+        versions=read_versions(row.get("chosen-model"), row.get("rejected-model")),
+    )

@@ -1,16 +1,23 @@
-"""What one row of a preference file becomes: a prompt with two answers, or the reason why it is skipped.
+"""What one row of a preference file becomes: a pair, a labelled answer, or the reason why it is skipped.
+
+    columns of a row --read_pair--> ImportedPair or Skip        --read_label--> ImportedLabel or Skip
 
 Shared by the formats, which differ in their columns and in where their scores stand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
+from feedback_store.errors import InvalidRecord
 from feedback_store.records import Message
 
 MAX_PROMPT_CHARACTERS = 24_000
 MAX_ANSWER_CHARACTERS = 24_000
+REJECTED_CHOICES = ("random", "worst")
+SCORE_CHOICES = ("ratings", "overall_score")
 
 _ROLES = {
     "system": "system",
@@ -22,22 +29,76 @@ _ROLES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """What the importing person may choose; only raw UltraFeedback asks.
+
+    ``rejected`` is a random other answer or the worst one, ``score`` the column that says which is better; ``seed``
+    draws the random ones.
+    """
+
+    rejected: Literal["random", "worst"] = "random"
+    score: Literal["ratings", "overall_score"] = "ratings"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rejected not in REJECTED_CHOICES:
+            raise InvalidRecord("Choices", "rejected", self.rejected, " or ".join(REJECTED_CHOICES))
+        if self.score not in SCORE_CHOICES:
+            raise InvalidRecord("Choices", "score", self.score, " or ".join(SCORE_CHOICES))
+
+
+@dataclass(frozen=True, slots=True)
 class ImportedPair:
-    """A prompt, the better answer and the worse one."""
+    """A prompt, the better answer and the worse one.
+
+    ``rater`` is the person as the export names them, ``versions`` the models that wrote the answers, better one first;
+    both where the layout has them.
+    """
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str
+    rater: str | None = None
+    versions: tuple[str, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedLabel:
+    """A prompt and one answer that was called good (``label`` is True) or bad."""
+
+    prompt: tuple[Message, ...]
+    completion: str
+    label: bool
+    rater: str | None = None
+    versions: tuple[str, ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A row that is not taken; ``reason`` is tie, empty, identical, over_long or malformed."""
+    """A row, or one judgement in it, that is not taken.
+
+    ``reason`` is tie, empty, identical, over_long, malformed, unlabelled (nobody judged it), or practice (a practice
+    row of our own export, which must not become a real one).
+    """
 
     reason: str
 
 
-def read_pair(prompt: object, chosen: object, rejected: object, scores: tuple[object, object]) -> ImportedPair | Skip:
+Item = ImportedPair | ImportedLabel | Skip
+
+
+def read_pair(
+    prompt: object,
+    chosen: object,
+    rejected: object,
+    scores: tuple[object, object] = (None, None),
+    *,
+    rater: str | None = None,
+    versions: tuple[str, ...] = (),
+    weight: float = 1.0,
+) -> ImportedPair | Skip:
     """Judge the columns of one row.
 
     ``prompt`` is text, a list of messages, or None where the answers are whole dialogues with a common beginning.
@@ -51,8 +112,33 @@ def read_pair(prompt: object, chosen: object, rejected: object, scores: tuple[ob
     messages, better, worse = *good, bad[1]
     if messages[-1]["role"] != "user":
         return Skip("malformed")
-    reason = _reason_to_skip(messages, better, worse, scores)
-    return ImportedPair(messages, better, worse) if reason is None else Skip(reason)
+    score = as_number(scores[0])
+    if score is not None and score == as_number(scores[1]):
+        return Skip("tie")
+    reason = _reason_to_skip(messages, better, worse)
+    return ImportedPair(messages, better, worse, rater, versions, weight) if reason is None else Skip(reason)
+
+
+def read_label(
+    prompt: object,
+    completion: object,
+    label: bool | None,
+    *,
+    rater: str | None = None,
+    versions: tuple[str, ...] = (),
+    weight: float = 1.0,
+) -> ImportedLabel | Skip:
+    """Judge the columns of a row with one answer; ``label`` is None where nobody said whether it is good."""
+    if label is None:
+        return Skip("unlabelled")
+    if completion is None:
+        return Skip("empty")
+    side = _read_side(prompt, completion)
+    if side is None or side[0][-1]["role"] != "user":
+        return Skip("malformed")
+    messages, answer = side
+    reason = _reason_to_skip(messages, answer)
+    return ImportedLabel(messages, answer, label, rater, versions, weight) if reason is None else Skip(reason)
 
 
 def is_dialogue(value: object) -> bool:
@@ -62,11 +148,40 @@ def is_dialogue(value: object) -> bool:
 
 def read_messages(value: object) -> tuple[Message, ...] | None:
     """Messages spelled ``role``/``content`` or ``from``/``value``; None for anything else."""
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list | tuple) or not value:
         return None
     messages = [_read_message(item) for item in value]
     known = tuple(message for message in messages if message is not None)
     return known if len(known) == len(messages) else None
+
+
+def read_rater(value: object) -> str | None:
+    """Who judged, as the export names them; None where it names nobody."""
+    text = str(value).strip() if isinstance(value, str | int) else ""
+    return None if text in ("", "None") else text
+
+
+def read_versions(*models: object) -> tuple[str, ...]:
+    """The names of the models, or nothing where one of them has none."""
+    names = tuple(model.strip() for model in models if isinstance(model, str) and model.strip())
+    return names if len(names) == len(models) else ()
+
+
+def read_provenance(row: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...], float]:
+    """The rater, versions and weight of a row that our own export wrote (in CSV the versions are words)."""
+    versions, weight = row.get("versions"), as_number(row.get("weight"))
+    named = versions.split() if isinstance(versions, str) else versions if isinstance(versions, list) else ()
+    return read_rater(row.get("rater")), read_versions(*named), 1.0 if weight is None else weight
+
+
+def as_number(score: object) -> float | None:
+    """A score that is a number, or text that is one; None for anything else."""
+    if not isinstance(score, int | float | str):
+        return None
+    try:
+        return float(score)
+    except ValueError:
+        return None
 
 
 def _read_message(item: object) -> Message | None:
@@ -95,30 +210,13 @@ def _read_side(prompt: object, side: object) -> tuple[tuple[Message, ...], str] 
     return None if before or given is None else (given, answer)
 
 
-def _reason_to_skip(
-    prompt: tuple[Message, ...], chosen: str, rejected: str, scores: tuple[object, object]
-) -> str | None:
-    better, worse = _number(scores[0]), _number(scores[1])
-    if better is not None and better == worse:
-        return "tie"
-    if _is_empty(chosen) or _is_empty(rejected) or not prompt[-1]["content"].strip():
-        return "empty"
-    if chosen.strip() == rejected.strip():
-        return "identical"
-    if sum(len(message["content"]) for message in prompt) > MAX_PROMPT_CHARACTERS:
-        return "over_long"
-    return "over_long" if max(len(chosen), len(rejected)) > MAX_ANSWER_CHARACTERS else None
-
-
-def _is_empty(answer: str) -> bool:
+def _reason_to_skip(prompt: tuple[Message, ...], *answers: str) -> str | None:
+    said = [answer.strip() for answer in answers]
     # UltraFeedback writes N/A where a prompt had fewer than two completions.
-    return answer.strip() in ("", "N/A")
-
-
-def _number(score: object) -> float | None:
-    if not isinstance(score, int | float | str):
-        return None
-    try:
-        return float(score)
-    except ValueError:
-        return None
+    if "" in said or "N/A" in said or not prompt[-1]["content"].strip():
+        return "empty"
+    if len(set(said)) < len(said):
+        return "identical"
+    if max(map(len, answers)) > MAX_ANSWER_CHARACTERS:
+        return "over_long"
+    return "over_long" if sum(len(message["content"]) for message in prompt) > MAX_PROMPT_CHARACTERS else None

@@ -234,3 +234,57 @@ def test_a_run_is_started_watched_promoted_and_rolled_back_on_the_admin_page(
     page.goto("/admin/")
     page.click("#rollback")
     expect(page.locator("#message-line")).to_contain_text("v0 answers again")
+
+
+def test_a_conversation_can_ask_not_to_be_learned_from(page: Page, server: Server) -> None:
+    compare(page, "never")
+    page.locator("#teach input").uncheck()
+    say(page, "Only between the two of us?")
+    wait_for_the_answer(page)
+    expect(page.locator("#teach input")).not_to_be_checked()
+    refusals = {"sql": "SELECT count(*) FROM refusals"}
+    assert server.post("/v1/query", refusals)["rows"] == [[1]]
+    page.reload()
+    expect(page.locator("#conversation")).to_contain_text("Only between the two of us?")
+    expect(page.locator("#teach input")).not_to_be_checked()
+    page.locator("#teach input").check()
+    expect(page.locator("#note")).to_contain_text("may teach")
+    assert server.post("/v1/query", refusals)["rows"] == [[0]]
+    page.click("text=+ New")
+    expect(page.locator("#teach input")).to_be_checked()
+
+
+def test_a_rewritten_answer_teaches_and_the_conversation_keeps_what_was_written(page: Page, server: Server) -> None:
+    compare(page, "never")
+    say(page, "How do I fold a swan?")
+    wait_for_the_answer(page)
+    written = answers(page)[-1]
+    page.locator("#conversation .message-buttons-left").get_by_label("Edit").last.click()
+    page.locator("#conversation textarea").last.fill("Begin with a square.")
+    page.locator("#conversation").get_by_label("Submit").last.click()
+    expect(page.locator("#note")).to_contain_text("your version teaches")
+    assert answers(page)[-1] == written
+    rows = server.http.get("/v1/export").text
+    assert '"content": "Begin with a square."' in rows
+    assert "How do I fold a swan?" in rows
+
+
+def test_the_data_section_counts_previews_backs_up_and_asks_twice_before_it_erases(page: Page) -> None:
+    page.goto("/admin/")
+    page.get_by_text("Data: how people judge").click()
+    shown = page.locator("#data-shown")
+    page.click("#count")
+    expect(shown).to_contain_text("picks that stand")
+    page.click("#agree")
+    expect(shown).to_contain_text("judged in opposite ways")
+    page.click("#preview")
+    expect(shown).to_contain_text("hidden in every snapshot")
+    page.click("#back-up")
+    expect(shown).to_contain_text("Backed up to")
+    page.fill("#erase-name input, #erase-name textarea", "ada")
+    page.click("#erase")
+    expect(shown).to_contain_text("the same name in both fields")
+    page.fill("#erase-again input, #erase-again textarea", "ada")
+    page.click("#erase")
+    expect(shown).to_contain_text("ada")
+    expect(page.locator("#versions")).to_contain_text("v0")

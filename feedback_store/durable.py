@@ -1,4 +1,4 @@
-"""Durable files: what every stage uses to leave something behind that is whole or not there at all.
+"""Durable files: what store and trainer use to leave something behind that is whole or not there at all.
 
 Data first, manifest last, rename, fsync of file and directory. A half-written file or directory keeps
 a temporary name (a leading dot) which no reader looks at.
@@ -28,7 +28,7 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -55,7 +55,7 @@ def new_directory(target: Path) -> Iterator[Path]:
         yield temporary
         sync_tree(temporary)
         temporary.replace(target)
-        sync_directory(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -64,14 +64,13 @@ def sync_tree(directory: Path) -> None:
     """fsync each file below `directory`, then each directory."""
     for folder, _, names in os.walk(directory):
         for name in names:
-            with Path(folder, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_directory(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
 
 
-def sync_directory(directory: Path) -> None:
-    """fsync the directory itself, so that a rename in it survives a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """fsync a file, or a directory itself, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

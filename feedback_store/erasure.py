@@ -1,0 +1,412 @@
+"""What a person may take back: their words, everywhere below the data directory, and the leave to learn from them.
+
+    erase → tombstone → the store's file written anew without the rows → backups → snapshots → every other file
+    is_erased → imports                                            set_learning, not_learning → what is trained on
+
+Rows are the matter of ``erased_rows.py``, files that of ``traces.py``, which say what goes and what is looked for.
+Versions that were trained on a person's words are named, not removed: training again without them makes new ones.
+
+An erasure that was interrupted goes on where it stopped when it is asked for again. Until it is done, a file
+``.erasing-…`` in the data directory holds what to look for, the person's words included (``unfinished_erasures``).
+
+Not covered: copies outside the data directory, blocks that the disk has freed and not yet used again, what other
+people wrote about the person. A snapshot being frozen, or a run on a snapshot that goes, is the caller's to stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from feedback_store.backup import discard_unfinished, opened, remove_backup, replace_file, rewrite_backup
+from feedback_store.copying import COPYING, copy_database
+from feedback_store.database import Cursor, Database
+from feedback_store.durable import read_json, sha256_of, sync, write_json
+from feedback_store.erased_rows import (
+    Tombstones,
+    add_tombstones,
+    collect,
+    count,
+    holds,
+    load_tombstones,
+    mark,
+    mark_texts,
+    rater_hash,
+    without,
+)
+from feedback_store.errors import InvalidRecord, NotFound, StoreDamaged
+from feedback_store.records import LEARNING_SCOPES
+from feedback_store.rows import stored_time
+from feedback_store.traces import Traces, betrays, blank_lines, mend_json, mended_text, parquet_holds
+
+_LINES = (".log", ".txt", ".jsonl", ".md")
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".onnx")
+# No words of people, or another stage's: downloads, databases, what was learned.
+_UNSEARCHED = {"models", "backups", COPYING, "adapter", "checkpoints"}
+_one_erasure = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What an erasure did.
+
+    ``counts`` is rows of the store by table. ``versions`` were trained on the ``snapshots`` that are gone; ``runs``
+    were too, or are at it. ``backups`` were rewritten; ``lost_backups`` could not be read and are gone. ``files`` are
+    the other files that were mended or removed. Paths are below the data directory.
+    """
+
+    counts: Mapping[str, int]
+    snapshots: tuple[str, ...]
+    versions: tuple[str, ...]
+    runs: tuple[str, ...]
+    backups: tuple[str, ...]
+    lost_backups: tuple[str, ...]
+    files: tuple[str, ...]
+    sentence: str
+
+
+@dataclass(slots=True)
+class _Job:
+    """An erasure under way, as its file holds it: what to look for, and what was done so far."""
+
+    rater: str
+    erased_at: str
+    counts: dict[str, int] = field(default_factory=dict)
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    snapshots: list[str] = field(default_factory=list)
+    backups: list[str] = field(default_factory=list)
+    lost_backups: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Erasing:
+    """How a database is copied without the person."""
+
+    rater: str
+    tombstones: Tombstones
+    traces: Traces
+
+    def prepare(self, reading: Cursor) -> dict[str, str]:
+        return without(reading, [self.rater], self.tombstones.contents, lambda text: mended_text(text, self.traces))
+
+    def add(self, cursor: Cursor) -> None:
+        add_tombstones(cursor, self.tombstones)
+
+
+def erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Erasure:
+    """Remove every row of a person, and all that was made of their words, below the data directory, for ever.
+
+    Writers wait while the file is written anew, a minute or two for a million picks; each backup takes as long again.
+    Raises ``NotFound`` for somebody who was never here and ``StoreDamaged`` where a file refuses; asked again, it
+    finishes.
+    """
+    if not rater.strip():
+        raise InvalidRecord("Erasure", "rater", rater, "a person's name")
+    data_dir = data_dir.absolute()
+    with _one_erasure:
+        return _erase(database, data_dir, rater, now)
+
+
+def _erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Erasure:
+    with database.read() as cursor:
+        before = load_tombstones(cursor).times_of(rater)
+    if not before and not _is_known(database, data_dir, rater):
+        raise NotFound("rater", rater)
+    path = data_dir / f".erasing-{hashlib.sha256(rater.encode()).hexdigest()[:16]}.json"
+    is_resumed = path.exists()
+    try:
+        job, traces, tombstones, is_in_store = _bury(database, rater, stored_time(now), path)
+        erasing = _Erasing(rater, tombstones, traces)
+        if is_in_store or is_resumed:
+            replace_file(database, lambda cursor, target: copy_database(cursor, target, erasing.prepare))
+        # Listed after a backup that was being made has come to its end.
+        _erase_in_databases(_other_databases(data_dir, database.path), job, erasing, data_dir)
+        _erase_snapshots(data_dir / "snapshots", job, traces, path, now)
+        _erase_in_files(data_dir, database.path, job, traces)
+        versions, runs = _learned_from(data_dir, job.snapshots)
+        _finish(path)
+    except OSError as error:
+        raise StoreDamaged(
+            f"The erasing of {rater!r} is not finished: {error.filename or data_dir}: {error.strerror or error}. "
+            "Make sure that the files are writable and the disk is not full, and erase again."
+        ) from error
+    return Erasure(
+        counts=job.counts,
+        snapshots=tuple(job.snapshots),
+        versions=versions,
+        runs=runs,
+        backups=tuple(job.backups),
+        lost_backups=tuple(job.lost_backups),
+        files=tuple(job.files),
+        sentence=_sentence(job, versions, before, data_dir),
+    )
+
+
+def unfinished_erasures(data_dir: Path) -> tuple[str, ...]:
+    """Whose erasure was begun and not finished; erase them again."""
+    jobs = (read_json(path) for path in sorted(data_dir.glob(".erasing-*.json")))
+    return tuple(job["rater"] for job in jobs if job)
+
+
+def is_erased(cursor: Cursor) -> Callable[[str | None, str], bool]:
+    """A question for imports: whether a row of this rater (None: unknown), or with this id, was erased."""
+    tombstones = load_tombstones(cursor)
+    known: dict[str, bool] = {}
+
+    def erased(rater: str | None, content_id: str) -> bool:
+        if content_id in tombstones.contents:
+            return True
+        if rater is None or not tombstones.raters:
+            return False
+        if rater not in known:
+            known[rater] = bool(tombstones.times_of(rater))
+        return known[rater]
+
+    return erased
+
+
+def set_learning(cursor: Cursor, scope: str, subject: str, learn: bool, *, by: str, moment: datetime) -> None:
+    """Say whether a ``conversation`` (by its id) or a ``rater`` may teach; the latest word counts.
+
+    What was learned stays in the versions that learned it. Raises ``InvalidRecord`` and ``NotFound``.
+    """
+    if scope not in LEARNING_SCOPES:
+        raise InvalidRecord("LearningChoice", "scope", scope, "one of " + ", ".join(LEARNING_SCOPES))
+    if not subject.strip():
+        raise InvalidRecord("LearningChoice", "subject", subject, "the id of a conversation or the name of a rater")
+    if scope == "conversation":
+        found = cursor.execute("SELECT 1 FROM conversations WHERE conversation_id = ?", [subject]).fetchall()
+        if not found:
+            raise NotFound("conversation", subject)
+    cursor.execute(
+        'INSERT INTO learning_choices (scope, subject, learn, "by", created_at) VALUES (?, ?, ?, ?, ?)',
+        [scope, subject, learn, by, stored_time(moment)],
+    )
+
+
+def not_learning(cursor: Cursor) -> tuple[frozenset[str], frozenset[str]]:
+    """The conversations and the raters whose words may not teach. In SQL the view ``refusals`` says the same."""
+    found = cursor.execute("SELECT scope, subject FROM refusals").fetchall()
+    conversations = frozenset(subject for scope, subject in found if scope == "conversation")
+    return conversations, frozenset(subject for scope, subject in found if scope == "rater")
+
+
+# The steps of an erasure
+
+
+def _is_known(database: Database, data_dir: Path, rater: str) -> bool:
+    """Whether a person is in the store, in another database or in a snapshot."""
+    with database.read() as cursor:
+        if holds(cursor, [rater]):
+            return True
+    return (
+        rater in unfinished_erasures(data_dir)
+        or any(_database_holds(path, rater, Tombstones()) for path in _other_databases(data_dir, database.path))
+        or any(
+            parquet_holds(part, Traces(rater, (), ()), unreadable=False)
+            for part in (data_dir / "snapshots").glob("*/*.parquet")
+        )
+    )
+
+
+def _bury(database: Database, rater: str, moment: datetime, path: Path) -> tuple[_Job, Traces, Tombstones, bool]:
+    """The tombstone in one transaction; before it ends, what to look for in files is on disk.
+
+    The last of the answer is whether the person is in the store.
+    """
+    with database.write(bulk=True), database.write() as cursor:
+        job = _Job(**(read_json(path) or {"rater": rater, "erased_at": moment.isoformat()}))
+        mark(cursor, [rater])
+        collected = collect(cursor)
+        counts = count(cursor)
+        job.ids, job.texts = sorted({*job.ids, *collected.ids}), sorted({*job.texts, *collected.texts})
+        job.counts = dict(counts) or job.counts
+        traces = Traces(rater, job.ids, job.texts)
+        own = load_tombstones(cursor)
+        if counts or not own.times_of(rater):
+            name = (rater_hash(own.salts[0], rater), datetime.fromisoformat(job.erased_at))
+            add_tombstones(cursor, Tombstones(own.salts, {name: json.dumps(job.counts)}, collected.contents))
+        write_json(path, _as_json(job))
+        is_in_store = bool(counts) or mark_texts(cursor, lambda text: mended_text(text, traces)) > 0
+        return job, traces, load_tombstones(cursor), is_in_store
+
+
+def _erase_in_databases(paths: Iterable[Path], job: _Job, erasing: _Erasing, data_dir: Path) -> None:
+    """Backups and other databases: rewritten where the person is in them, removed where they cannot be read."""
+    for path in paths:
+        name = path.relative_to(data_dir).as_posix()
+        found = _database_holds(path, job.rater, erasing.tombstones)
+        if found is None:
+            remove_backup(path)
+            _note(job.lost_backups, name)
+        elif found:
+            rewrite_backup(path, erasing.prepare, erasing.add)
+            _note(job.backups, name)
+    discard_unfinished(data_dir)
+
+
+def _database_holds(path: Path, rater: str, tombstones: Tombstones) -> bool | None:
+    """Whether a person, or a training row that was erased with them, is in a database; None: it cannot be read."""
+    try:
+        with opened(path) as cursor:
+            return holds(cursor, [rater], tombstones.contents)
+    except StoreDamaged:
+        return None
+
+
+def _erase_snapshots(directory: Path, job: _Job, traces: Traces, path: Path, now: datetime) -> None:
+    """Remove the snapshots with a row of the person; a file beside says what was there and why it is gone."""
+    # What is unfinished may be of rows that were read before they were erased.
+    for unfinished in directory.glob(".*/"):
+        shutil.rmtree(unfinished)
+    for snapshot in sorted(directory.glob("*/")):
+        if any(parquet_holds(part, traces, unreadable=True) for part in snapshot.glob("*.parquet")):
+            _note(job.snapshots, snapshot.name)
+    write_json(path, _as_json(job))
+    for snapshot in (directory / name for name in job.snapshots):
+        if snapshot.exists():
+            write_json(directory / f"{snapshot.name}.erased.json", _epitaph(snapshot, now))
+            removed = directory / f".erased-{snapshot.name}"
+            snapshot.replace(removed)
+            sync(directory)
+            shutil.rmtree(removed)
+
+
+def _epitaph(snapshot: Path, now: datetime) -> dict[str, Any]:
+    parts = _read(snapshot / "manifest.json").get("parts", {})
+    return {
+        "snapshot": snapshot.name,
+        "erased_at": now.isoformat(timespec="seconds"),
+        "why": "It held rows of a person whose words were erased.",
+        "rows": {part: described.get("rows") for part, described in parts.items()},
+    }
+
+
+def _erase_in_files(data_dir: Path, store_path: Path, job: _Job, traces: Traces) -> None:
+    exports = data_dir / "exports"
+    for path in _searched(data_dir, store_path):
+        # A folder of exports may have gone with another file of it.
+        if not path.exists() or not betrays(path, traces):
+            continue
+        if exports in path.parents:
+            touched = _remove(exports / path.relative_to(exports).parts[0])
+        elif path.suffix in _LINES:
+            touched = blank_lines(path, traces)
+        elif path.suffix == ".json":
+            touched = mend_json(path, traces)
+        else:
+            touched = _remove(path)
+        if touched:
+            _note(job.files, path.relative_to(data_dir).as_posix())
+    for manifest in sorted((data_dir / "versions").glob("*/manifest.json")):
+        _restate(manifest)
+
+
+def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
+    """The files that may hold a person's words as text. Links are not followed."""
+    manifests = {data_dir / "versions", data_dir / "snapshots"}
+    for folder, names, files in os.walk(data_dir):
+        names[:] = sorted(set(names) - _UNSEARCHED)
+        for path in (Path(folder, name) for name in sorted(files)):
+            is_database = path.suffix == ".duckdb" or path.name.startswith(store_path.name)
+            is_manifest = path.name == "manifest.json" and path.parent.parent in manifests
+            is_job = path.name.startswith(".erasing-")
+            if not (is_database or is_manifest or is_job or path.suffix in _WEIGHTS or path.is_symlink()):
+                yield path
+
+
+def _restate(manifest: Path) -> None:
+    """Give a version's manifest the hashes of its texts as they are now: some of them may have been mended."""
+    described = _read(manifest)
+    files = described.get("files", {})
+    texts = [name for name in files if Path(name).suffix in (*_LINES, ".json") and Path(name).parts[0] != "adapter"]
+    now = {name: sha256_of(manifest.parent / name) for name in texts if (manifest.parent / name).is_file()}
+    if any(files[name] != found for name, found in now.items()):
+        write_json(manifest, described | {"files": files | now})
+
+
+def _learned_from(data_dir: Path, snapshots: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The versions and the runs that were trained on these snapshots."""
+    versions = sorted((data_dir / "versions").glob("*/manifest.json"), key=lambda path: _natural(path.parent.name))
+    runs = sorted((data_dir / "runs").glob("*/config.json"))
+    return (
+        tuple(path.parent.name for path in versions if _read(path).get("snapshot") in snapshots),
+        tuple(path.parent.name for path in runs if (_read(path).get("snapshot") or {}).get("hash") in snapshots),
+    )
+
+
+def _finish(path: Path) -> None:
+    for left in (path, *path.parent.glob(f".{path.name}.*")):
+        left.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def _sentence(job: _Job, versions: tuple[str, ...], before: list[datetime], data_dir: Path) -> str:
+    if job.counts:
+        rows = ", ".join(f"{number} {table}" for table, number in sorted(job.counts.items()))
+        said = [f"Erased {job.rater!r}: {sum(job.counts.values())} rows ({rows})."]
+    else:
+        said = [f"The store holds no rows of {job.rater!r}."]
+        if before:
+            said.append(f"They were erased on {before[-1]:%Y-%m-%d}.")
+    for what, names in (
+        ("Removed the snapshots", job.snapshots),
+        ("Rewrote", job.backups),
+        ("Removed, because they could not be read:", job.lost_backups),
+        ("Mended or removed", job.files),
+    ):
+        if names:
+            said.append(f"{what} {', '.join(names)}.")
+    if versions:
+        said.append(f"Trained on these words: {', '.join(versions)}. Train again without them and promote the result.")
+    said.append(f"Nothing outside {data_dir} is known here: remove exports, pushed data sets and copies elsewhere.")
+    return " ".join(said)
+
+
+def _other_databases(data_dir: Path, store_path: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(data_dir.rglob("*.duckdb"))
+        if COPYING not in path.relative_to(data_dir).parts and not path.is_symlink() and not path.samefile(store_path)
+    ]
+
+
+def _as_json(job: _Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in job.__slots__}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where it cannot be read."""
+    try:
+        return read_json(path) or {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _remove(path: Path) -> bool:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return True
+
+
+def _note(names: list[str], name: str) -> None:
+    if name not in names:
+        names.append(name)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts v2 before v10."""
+    return [(int(number or 0), text) for number, text in re.findall(r"(\d*)(\D*)", name)]

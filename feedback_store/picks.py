@@ -1,0 +1,238 @@
+"""Picks of many people at once, kept in a handful of statements.
+
+    store.record_pick → Database.submit → record_picks: pairs, answers (by their indexes) → words, keys, picks
+
+A word is what one rater says of one pair; ``pick_words`` numbers the words of a rater on a pair from 0. A later word
+supersedes the one before and carries what that one counted for, so that the picks that stand are counted by adding up.
+Most words are the first of their rater on their pair, under a key nobody used: that is taken for granted, and only
+where a primary key of ``pick_words`` or ``pick_keys`` refuses it are the earlier words and keys looked up. (DuckDB
+finds rows by a primary key of one column. That of ``pick_words`` has three and only refuses doubles: its lookup reads
+the table.)
+Not here: what a pick teaches (``preferences.py``), counting (``statistics.py``).
+"""
+
+# ruff: noqa: S608 - only our own column and table names are put into SQL; values are always parameters
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import duckdb
+
+from feedback_store import rows
+from feedback_store.database import Cursor
+from feedback_store.errors import Conflict, NotFound, StoreError
+from feedback_store.preferences import preference_of
+from feedback_store.records import Candidate, Pair, Pick
+
+_PAIR_COLUMNS = (
+    "pair_id", "prompt", "split", "turn_id", "rater", "created_at", "first_candidate_id", "second_candidate_id",
+)  # fmt: skip
+_COLUMNS = {
+    "picks": {
+        "pick_id": "VARCHAR",
+        "pair_id": "VARCHAR",
+        "pick": "VARCHAR",
+        "reasons": "VARCHAR[]",
+        "comment": "VARCHAR",
+        "rater": "VARCHAR",
+        "idempotency_key": "VARCHAR",
+        "preference_id": "VARCHAR",
+        "part": "VARCHAR",
+        "supersedes": "VARCHAR",
+        "superseded_pick": "VARCHAR",
+        "superseded_part": "VARCHAR",
+        "created_at": "TIMESTAMP",
+    },
+    "pick_keys": {"idempotency_key": "VARCHAR", "pick_id": "VARCHAR"},
+    "pick_words": {"pair_id": "VARCHAR", "rater": "VARCHAR", "number": "INTEGER", "pick_id": "VARCHAR"},
+}
+_statements: dict[str, duckdb.Statement] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """How a pick is stored: its number among its rater's words on its pair, what it counts for, what it supersedes."""
+
+    number: int
+    pick_id: str
+    pick: str
+    part: str | None
+    preference_id: str | None = None
+    supersedes: _Word | None = None
+
+
+def record_picks(cursor: Cursor, words: Sequence[Pick]) -> list[Pick | StoreError]:
+    """Keep people's words on pairs, in order; the transaction is this function's own.
+
+    For each word the pick that is kept: the word itself, or the first pick under its idempotency key; ``Conflict``
+    where that is another one, ``NotFound`` for a pair that is not there.
+    """
+    pairs = _load_pairs(cursor, [word.pair_id for word in words])
+    known = {} if all(word.pair_id in pairs for word in words) else _load_known(cursor, words)
+    outcomes, kept = _decide(words, pairs, known, {})
+    try:
+        _insert_keys(cursor, kept)
+    except duckdb.ConstraintException:
+        # The statement has ended the transaction; nobody else writes to these tables before this one has ended.
+        cursor.rollback()
+        cursor.begin()
+        outcomes, kept = _decide(words, pairs, _load_known(cursor, words), _load_standing(cursor, words))
+        _insert_keys(cursor, kept)
+    _insert_picks(cursor, kept)
+    return outcomes
+
+
+def _decide(
+    words: Sequence[Pick],
+    pairs: Mapping[str, tuple[Pair, str]],
+    known: Mapping[str, Pick],
+    standing: Mapping[tuple[str, str], _Word],
+) -> tuple[list[Pick | StoreError], list[tuple[Pick, _Word]]]:
+    """The outcome of every word, and the words that are new."""
+    known, standing = dict(known), dict(standing)
+    outcomes: list[Pick | StoreError] = []
+    kept: list[tuple[Pick, _Word]] = []
+    for word in words:
+        if word.idempotency_key in known:
+            outcomes.append(_same(known[word.idempotency_key], word))
+        elif word.pair_id not in pairs:
+            outcomes.append(NotFound("pair", word.pair_id))
+        else:
+            pair, part = pairs[word.pair_id]
+            earlier = standing.get((word.pair_id, word.rater))
+            stored = _stored(word, pair, part, earlier)
+            standing[word.pair_id, word.rater] = stored
+            if word.idempotency_key is not None:
+                known[word.idempotency_key] = word
+            outcomes.append(word)
+            kept.append((word, stored))
+    return outcomes, kept
+
+
+def _same(earlier: Pick, word: Pick) -> Pick | StoreError:
+    if (earlier.pair_id, earlier.pick, earlier.rater) == (word.pair_id, word.pick, word.rater):
+        return earlier
+    return Conflict(
+        f"The idempotency key {word.idempotency_key!r} belongs to the pick {earlier.pick} on {earlier.pair_id}. "
+        "Send a new key for a new pick."
+    )
+
+
+def _stored(word: Pick, pair: Pair, part: str, earlier: _Word | None) -> _Word:
+    preference = preference_of(word, pair)
+    return _Word(
+        number=0 if earlier is None else earlier.number + 1,
+        pick_id=word.pick_id,
+        pick=word.pick.value,
+        part=None if preference is None else part,
+        preference_id=None if preference is None else preference.preference_id,
+        supersedes=earlier,
+    )
+
+
+def _load_known(cursor: Cursor, words: Sequence[Pick]) -> dict[str, Pick]:
+    """The picks that are kept under the idempotency keys of these words."""
+    keys = [word.idempotency_key for word in words if word.idempotency_key is not None]
+    found = _load(cursor, "pick_keys", ("idempotency_key", "pick_id"), "idempotency_key", keys)
+    picks = _load(cursor, "picks", rows.PICK_COLUMNS, "pick_id", [pick_id for _, pick_id in found])
+    by_id = {row[0]: rows.loaded_pick(row) for row in picks}
+    return {key: by_id[pick_id] for key, pick_id in found}
+
+
+def _load_pairs(cursor: Cursor, pair_ids: Iterable[str]) -> dict[str, tuple[Pair, str]]:
+    """The pairs with these ids and the part each is in; of their answers only what decides what a pick teaches."""
+    found = _load(cursor, "pairs", _PAIR_COLUMNS, "pair_id", pair_ids)
+    answers = _load(
+        cursor,
+        "candidates",
+        ("candidate_id", "version", "text", "finish_reason"),
+        "candidate_id",
+        [candidate_id for row in found for candidate_id in row[6:]],
+    )
+    by_id = {row[0]: row for row in answers}
+    pairs = {}
+    for pair_id, prompt, part, turn_id, rater, created_at, first_id, second_id in found:
+        if first_id in by_id and second_id in by_id:
+            moment = rows.loaded_time(created_at)
+            first, second = (_answer(by_id[answer_id], moment) for answer_id in (first_id, second_id))
+            pairs[pair_id] = (Pair(pair_id, rows.loaded_prompt(prompt), first, second, turn_id, rater, moment), part)
+    return pairs
+
+
+def _answer(row: rows.Row, moment: datetime) -> Candidate:
+    candidate_id, version, text, finish_reason = row
+    return Candidate(candidate_id, version, text, finish_reason, {}, None, 0.0, moment)
+
+
+def _load_standing(cursor: Cursor, words: Sequence[Pick]) -> dict[tuple[str, str], _Word]:
+    """The last words so far on the pairs of these words, by pair and rater."""
+    said = _load(cursor, "pick_words", ("pair_id", "rater", "number", "pick_id"), "pair_id", [w.pair_id for w in words])
+    last = {row[:2]: row for row in sorted(said, key=lambda row: row[2])}
+    picks = _load(cursor, "picks", ("pick_id", "pick", "part"), "pick_id", [row[3] for row in last.values()])
+    by_id = {row[0]: row for row in picks}
+    return {(pair_id, rater): _Word(number, *by_id[pick_id]) for pair_id, rater, number, pick_id in last.values()}
+
+
+def _insert_keys(cursor: Cursor, kept: Sequence[tuple[Pick, _Word]]) -> None:
+    """What may be there once only; ``duckdb.ConstraintException`` where it is there already."""
+    _insert(cursor, "pick_words", [(word.pair_id, word.rater, stored.number, word.pick_id) for word, stored in kept])
+    keys = [(word.idempotency_key, word.pick_id) for word, _ in kept if word.idempotency_key is not None]
+    _insert(cursor, "pick_keys", keys)
+
+
+def _insert_picks(cursor: Cursor, kept: Sequence[tuple[Pick, _Word]]) -> None:
+    _insert(
+        cursor,
+        "picks",
+        [
+            (
+                word.pick_id,
+                word.pair_id,
+                stored.pick,
+                list(word.reasons),
+                word.comment,
+                word.rater,
+                word.idempotency_key,
+                stored.preference_id,
+                stored.part,
+                stored.supersedes and stored.supersedes.pick_id,
+                stored.supersedes and stored.supersedes.pick,
+                stored.supersedes and stored.supersedes.part,
+                rows.stored_time(word.created_at),
+            )
+            for word, stored in kept
+        ],
+    )
+
+
+def _load(cursor: Cursor, table: str, columns: Sequence[str], key: str, wanted: Iterable[str]) -> list[rows.Row]:
+    """The rows with these keys: a list of parameters is looked up in the index, a join would read the table."""
+    values = _padded(wanted)
+    if not values:
+        return []
+    query = f"SELECT {', '.join(columns)} FROM {table} WHERE {key} IN ({', '.join('?' * len(values))})"
+    return list(cursor.execute(_parsed(cursor, query), values).fetchall())
+
+
+def _insert(cursor: Cursor, table: str, values: Sequence[tuple[object, ...]]) -> None:
+    """Insert rows as one list a column: the same statement whatever their number."""
+    if values:
+        columns = _COLUMNS[table]
+        lists = ", ".join(f"unnest(CAST(? AS {type_}[]))" for type_ in columns.values())
+        statement = _parsed(cursor, f"INSERT INTO {table} ({', '.join(columns)}) SELECT {lists}")
+        cursor.execute(statement, [list(column) for column in zip(*values, strict=True)])
+
+
+def _padded(wanted: Iterable[str]) -> list[str]:
+    """Each value once, the last repeated up to a power of two: so there are few statements to keep parsed."""
+    values = list(dict.fromkeys(wanted))
+    return values + values[-1:] * ((1 << (len(values) - 1).bit_length()) - len(values)) if values else []
+
+
+def _parsed(cursor: Cursor, query: str) -> duckdb.Statement:
+    """A statement of this module, parsed once: that takes as long as running it."""
+    if query not in _statements:
+        (_statements[query],) = cursor.extract_statements(query)
+    return _statements[query]
