@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser check practice bench-first-token clean
+.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -25,6 +25,9 @@ test: setup-dev  ## all tests but the browser's
 test-browser: setup-dev  ## the tests that drive Chromium (Debian package `chromium`)
 	$(BIN)/python -m pytest -m browser
 
+test-faults: setup-dev  ## kill -9, full and broken disks under the store → docs/benchmarks/faults.md (minutes)
+	$(BIN)/python -m tests.faults
+
 check: setup-dev ## lint, format, types, Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,6 +39,10 @@ practice: setup  ## teach it a taste: the whole loop in a few minutes, without d
 
 bench-first-token: setup-dev  ## first-token time idle and while a run trains → docs/benchmarks/
 	$(BIN)/python scripts/bench_first_token.py
+
+bench-store: setup-dev  ## picks a second, imports, snapshots, statistics → docs/benchmarks/
+	$(BIN)/python scripts/bench_store.py picks
+	$(BIN)/python scripts/bench_data.py
 
 clean:           ## remove the environment (never the data directory)
 	rm -rf .venv build *.egg-info
