@@ -129,6 +129,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                 AND earlier.number = own.number - 1 AND before.pick_id = earlier.pick_id""",
             """CREATE OR REPLACE VIEW standing_picks AS SELECT * FROM picks
                 WHERE pick_id NOT IN (SELECT supersedes FROM picks WHERE supersedes IS NOT NULL)""",
+            "ALTER TABLE edits ADD COLUMN part VARCHAR DEFAULT ''",  # '': it teaches nothing
             "CREATE TABLE event_keys (idempotency_key VARCHAR PRIMARY KEY, record_id VARCHAR NOT NULL)",
             "ALTER TABLE imports ADD COLUMN why VARCHAR DEFAULT ''",
             "ALTER TABLE imports ADD COLUMN unpaired BIGINT DEFAULT 0",

@@ -86,9 +86,14 @@ def _counts(cursor: Cursor, picks: int, picked: Counter[str]) -> Counts:
     conversations, turns, pairs = cursor.execute(
         "SELECT (SELECT count(*) FROM conversations), (SELECT count(*) FROM turns), (SELECT count(*) FROM pairs)"
     ).fetchall()[0]
-    real: Counter[str] = Counter(dict.fromkeys(("pick", *IMPORT_SOURCES), 0))
-    real["pick"] = picked.total()
-    parts = Counter(picked)
+    edited = _counted(
+        cursor,
+        "SELECT part, count(*) FROM (SELECT arg_max(part, event) AS part FROM edits GROUP BY candidate_id, rater) "
+        "WHERE part <> '' GROUP BY ALL",
+    )
+    real: Counter[str] = Counter(dict.fromkeys(("pick", "edit", *IMPORT_SOURCES), 0))
+    real["pick"], real["edit"] = picked.total(), sum(edited.values())
+    parts = picked + Counter(edited)
     by_taste: Counter[str] = Counter()
     for source, practice, split, number in cursor.execute(
         "SELECT source, practice, split, count(*) FROM preferences GROUP BY ALL ORDER BY source, practice"

@@ -32,7 +32,7 @@ from feedback_store.importers import PreferenceSource
 from feedback_store.importers.pairs import Choices
 from feedback_store.imports import add_preferences, import_preferences, load_imports
 from feedback_store.picks import record_picks
-from feedback_store.preferences import preference_of, split_of
+from feedback_store.preferences import preference_of, preference_of_edit, split_of
 from feedback_store.query import QueryResult, run_query
 from feedback_store.records import (
     BASE_VERSION,
@@ -302,8 +302,8 @@ class FeedbackStore:
             if idempotency_key is not None:
                 _insert(cursor, "event_keys", idempotency_key, event.edit_id)
             cursor.execute(
-                "INSERT INTO edits (edit_id, candidate_id, text, rater, created_at) VALUES (?, ?, ?, ?, ?)",
-                [event.edit_id, candidate_id, text, rater, rows.stored_time(event.created_at)],
+                "INSERT INTO edits (edit_id, candidate_id, text, rater, part, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+                [event.edit_id, candidate_id, text, rater, _part(cursor, event), rows.stored_time(event.created_at)],
             )
         return event
 
@@ -534,6 +534,19 @@ def _require_same(idempotency_key: str | None, earlier: Sequence[object], now: S
             f"The idempotency key {idempotency_key!r} belongs to other words on {earlier[0]}. "
             "Send a new key for a new event."
         )
+
+
+def _part(cursor: Cursor, edit: Edit) -> str:
+    """The part that the preference of an edit is in; empty where it teaches nothing."""
+    found = cursor.execute(
+        f"SELECT generations.prompt, {_CANDIDATE} FROM generations JOIN candidates USING (candidate_id) "
+        "WHERE candidate_id = ?",
+        [edit.candidate_id],
+    ).fetchall()
+    for prompt, *candidate in found:
+        preference = preference_of_edit(edit, rows.loaded_candidate(candidate), rows.loaded_prompt(prompt))
+        return "" if preference is None else split_of(preference.prompt)
+    return ""
 
 
 def _add_title(cursor: Cursor, conversation_id: str, title: str, moment: datetime) -> None:

@@ -70,20 +70,23 @@ def test_whatever_people_do_the_counts_are_those_of_the_words_that_stand(store: 
         standing[pick.pair_id, pick.rater] = (pick, pair)
         made.append(pick)
     store.record_rating(pairs[0].first.candidate_id, "up")
-    store.record_edit(pairs[0].first.candidate_id, "better")
+    for text in ("better", "one", "best"):  # the second is what the answer says already
+        store.record_edit(pairs[0].first.candidate_id, text)
+    store.record_edit(pairs[1].first.candidate_id, "one")
 
     found = store.statistics()
     words = Counter(pick.pick for pick, _ in standing.values())
     assert found.picks == {choice.value: words[choice] for choice in PickChoice}
     teaching = [pair for pick, pair in standing.values() if preference_of(pick, pair) is not None]
-    assert found.counts.preferences["pick"] == len(teaching) == len(store.preferences()) - 1  # and the edit
-    parts = Counter(split_of(pair.prompt) for pair in teaching)
+    assert found.counts.preferences["pick"] == len(teaching) == len(store.preferences()) - 1
+    assert found.counts.preferences["edit"] == 1
+    parts = Counter(split_of(pair.prompt) for pair in [*teaching, pairs[0]])
     assert (found.counts.train, found.counts.held_out) == (parts["train"], parts["held_out"])
     assert found.counts.picks == len(standing)
     assert found.raters == Counter(pick.rater for pick in made)
     assert found.days == Counter(pick.created_at.date() for pick in made)
     assert found.first_share == words["first"] / (words["first"] + words["second"])
-    assert (found.ratings, found.edits) == ({"up": 1}, 1)
+    assert (found.ratings, found.edits) == ({"up": 1}, 4)
     assert store.counts() == found.counts
 
 

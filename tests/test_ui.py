@@ -37,7 +37,7 @@ def test_the_bar_marks_the_page_one_is_on() -> None:
 def test_the_overview_counts_what_there_is() -> None:
     shown = overview(status(), None)
     assert "All is well: v0 answers." in shown
-    assert "3 from picks, 884 imported" in shown
+    assert "3 from your people, 884 imported" in shown
     assert "The champion v3 could not be loaded" in overview(
         status(problem="The champion v3 could not be loaded"), None
     )

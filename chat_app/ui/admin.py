@@ -18,6 +18,7 @@ from chat_app.ui.data import DataSection
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
 from feedback_store.practice import TASTES
+from feedback_store.records import OWN_SOURCES
 
 EVERY_S = 1.0
 PLOTS = (("loss", "loss"), ("rewards/margins", "rewards/margins"), ("rewards/accuracies", "rewards/accuracies"))
@@ -261,13 +262,13 @@ class AdminPage:
 def overview(status: Status, run: Mapping[str, Any] | None) -> str:
     """One sentence of health, what is served, what waits, one next step."""
     counts = status.counts
-    own = counts.preferences.get("pick", 0)
+    own = sum(counts.preferences.get(source, 0) for source in OWN_SOURCES)
     imported = sum(counts.preferences.values()) - own
     until = f"of {status.retrain_every} until the next retrain" if status.retrain_every else "since the last retrain"
     cards = (
         ("answers come from", status.serving or "nothing yet"),
         (f"new picks that teach, {until}", str(status.new_preferences)),
-        (f"preferences: {own} from picks, {imported} imported", f"{own + imported:,}"),
+        (f"preferences: {own} from your people, {imported} imported", f"{own + imported:,}"),
         ("held out to judge by", f"{counts.held_out:,}"),
         ("picks, of any kind", f"{counts.picks:,}"),
     )
