@@ -216,4 +216,5 @@ def _back_up(connection: duckdb.DuckDBPyConnection, backups: Path, name: str) ->
         folder.mkdir(parents=True, exist_ok=True)
     copy_database(connection, unfinished)
     unfinished.replace(backups / name)
+    unfinished.parent.rmdir()
     sync(backups)

@@ -24,7 +24,7 @@ from feedback_store import rows
 from feedback_store.database import Cursor
 from feedback_store.errors import Conflict, NotFound, StoreError
 from feedback_store.preferences import preference_of
-from feedback_store.records import Candidate, Pair, Pick
+from feedback_store.records import Candidate, Pair, Pick, PickChoice
 
 _PAIR_COLUMNS = (
     "pair_id", "prompt", "split", "turn_id", "rater", "created_at", "first_candidate_id", "second_candidate_id",
@@ -69,7 +69,7 @@ def record_picks(cursor: Cursor, words: Sequence[Pick]) -> list[Pick | StoreErro
     For each word the pick that is kept: the word itself, or the first pick under its idempotency key; ``Conflict``
     where that is another one, ``NotFound`` for a pair that is not there.
     """
-    pairs = _load_pairs(cursor, [word.pair_id for word in words])
+    pairs = _load_pairs(cursor, words)
     known = {} if all(word.pair_id in pairs for word in words) else _load_known(cursor, words)
     outcomes, kept = _decide(words, pairs, known, {})
     try:
@@ -86,7 +86,7 @@ def record_picks(cursor: Cursor, words: Sequence[Pick]) -> list[Pick | StoreErro
 
 def _decide(
     words: Sequence[Pick],
-    pairs: Mapping[str, tuple[Pair, str]],
+    pairs: Mapping[str, tuple[str, Pair | None]],
     known: Mapping[str, Pick],
     standing: Mapping[tuple[str, str], _Word],
 ) -> tuple[list[Pick | StoreError], list[tuple[Pick, _Word]]]:
@@ -100,9 +100,8 @@ def _decide(
         elif word.pair_id not in pairs:
             outcomes.append(NotFound("pair", word.pair_id))
         else:
-            pair, part = pairs[word.pair_id]
             earlier = standing.get((word.pair_id, word.rater))
-            stored = _stored(word, pair, part, earlier)
+            stored = _stored(word, *pairs[word.pair_id], earlier)
             standing[word.pair_id, word.rater] = stored
             if word.idempotency_key is not None:
                 known[word.idempotency_key] = word
@@ -120,8 +119,8 @@ def _same(earlier: Pick, word: Pick) -> Pick | StoreError:
     )
 
 
-def _stored(word: Pick, pair: Pair, part: str, earlier: _Word | None) -> _Word:
-    preference = preference_of(word, pair)
+def _stored(word: Pick, part: str, pair: Pair | None, earlier: _Word | None) -> _Word:
+    preference = None if pair is None else preference_of(word, pair)
     return _Word(
         number=0 if earlier is None else earlier.number + 1,
         pick_id=word.pick_id,
@@ -141,23 +140,26 @@ def _load_known(cursor: Cursor, words: Sequence[Pick]) -> dict[str, Pick]:
     return {key: by_id[pick_id] for key, pick_id in found}
 
 
-def _load_pairs(cursor: Cursor, pair_ids: Iterable[str]) -> dict[str, tuple[Pair, str]]:
-    """The pairs with these ids and the part each is in; of their answers only what decides what a pick teaches."""
-    found = _load(cursor, "pairs", _PAIR_COLUMNS, "pair_id", pair_ids)
+def _load_pairs(cursor: Cursor, words: Sequence[Pick]) -> dict[str, tuple[str, Pair | None]]:
+    """The part each pair of these words is in; where a word prefers an answer, also what decides what that teaches."""
+    found = _load(cursor, "pairs", _PAIR_COLUMNS, "pair_id", [word.pair_id for word in words])
+    preferring = {word.pair_id for word in words if word.pick in (PickChoice.FIRST, PickChoice.SECOND)}
     answers = _load(
         cursor,
         "candidates",
         ("candidate_id", "version", "text", "finish_reason"),
         "candidate_id",
-        [candidate_id for row in found for candidate_id in row[6:]],
+        [candidate_id for row in found if row[0] in preferring for candidate_id in row[6:]],
     )
     by_id = {row[0]: row for row in answers}
-    pairs = {}
+    pairs: dict[str, tuple[str, Pair | None]] = {}
     for pair_id, prompt, part, turn_id, rater, created_at, first_id, second_id in found:
+        pairs[pair_id] = (part, None)
         if first_id in by_id and second_id in by_id:
             moment = rows.loaded_time(created_at)
             first, second = (_answer(by_id[answer_id], moment) for answer_id in (first_id, second_id))
-            pairs[pair_id] = (Pair(pair_id, rows.loaded_prompt(prompt), first, second, turn_id, rater, moment), part)
+            pair = Pair(pair_id, rows.loaded_prompt(prompt), first, second, turn_id, rater, moment)
+            pairs[pair_id] = (part, pair)
     return pairs
 
 

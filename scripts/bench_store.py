@@ -163,8 +163,9 @@ def picks(arguments: argparse.Namespace) -> None:
     title = f"""# Picks acknowledged while many people pick at once
 
 `scripts/bench_store.py picks`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), Python
-{platform.python_version()}. Each client is a thread that waits for its acknowledgement (on disk) before its next pick;
-medians of {arguments.rounds} rounds of {arguments.seconds:g} s for each line, the lines in turns; worst of all rounds.
+{platform.python_version()}. Each client is a thread that waits for its acknowledgement (on disk) before its next pick,
+the five choices in turns; medians of {arguments.rounds} rounds of {arguments.seconds:g} s for each line, the lines in
+turns; worst of all rounds.
 """
     arguments.out.write_text("\n".join([title, *sections]), encoding="utf-8")
     print(arguments.out.read_text(encoding="utf-8"))

@@ -67,8 +67,9 @@ def _kill(operation: str, folder: Path, library: Path, place: int, *, torn: bool
     else:
         assert child.returncode == 0, errors
     found = OPERATIONS[operation](home, any("acknowledged" in line for line in said))
-    hidden = [str(path.relative_to(home)) for folder in (home, *home.iterdir()) for path in folder.glob(".*")]
-    outcome.left_behind += [f"{name} (step {place})" for name in hidden]
+    left = [path.relative_to(home) for path in home.rglob("*") if path.is_file()]
+    hidden = [path for path in left if any(part.startswith(".") for part in path.parts)]
+    outcome.left_behind += [f"{path} (step {place})" for path in hidden]
     lived = next((line for line in said if "steps" in line), None)
     assert lived is None or found == "after", f"{operation} ended by itself and is found as {found}"
     outcome.found[found] += 1
