@@ -17,15 +17,22 @@ and DuckDB cuts the rest off. A changed byte in an entry fails its checksum: Duc
 an entry's length or in the log's header makes DuckDB drop what follows without a word; commits that stand after such a
 place, and a log of another file, are found here and refused. Not found: a log that is gone, empty or cut short by
 something else than a crash, and damage in table data that no question has read yet.
+
+Mended: DuckDB 2.0 writes a checkpoint's metadata into free parts of blocks whose other parts the present state needs,
+in place. A kill or a power cut within such a write leaves a block part old, part new: what the present state needs is
+the same in both, but the checksum is wrong and DuckDB refuses the file. Where the log says that a checkpoint was under
+way and the block has the form of metadata, it gets its checksum here; whatever else has a wrong one is refused.
 Not here: tables (``migrations.py``), questions asked of them (``store.py``), picks in batches (``picks.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
+import struct
 import threading
 import time
 from collections import deque
@@ -77,6 +84,12 @@ _LOG_COMMIT = bytes.fromhex("e7fe7d722fed3d5e640064ffff")
 _LOG_HEADER = bytes.fromhex("640062650002660010")
 _LOG_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery")
 _IDENTIFIER = slice(124, 140)
+# The log's last two entries while a checkpoint is under way: that it began, and the end of a transaction.
+_CHECKPOINT_BYTES = 80
+_CHECKPOINT_BEGAN = re.compile(
+    rb"\x64\x00\x63\x65\x00.{1,24}\xff\xff\xff\xff\x05\x00{7}" + re.escape(_LOG_COMMIT) + rb"\Z", re.DOTALL
+)
+_BLOCK_SIZE_AT = 4096 + 40
 _PENDING = object()
 
 
@@ -407,7 +420,7 @@ def _connect(path: Path, opened_at: datetime) -> Cursor:
         raise StoreBusy(path, os.getpid())
     _refuse_silent_loss(path, backups)
     try:
-        connection = duckdb.connect(str(path), config={**_CONFIG, "temp_directory": f"{path}.tmp"})
+        connection = _open_file(path)
     except duckdb.Error as error:
         raise _cannot_open(path, backups, error) from error
     try:
@@ -430,6 +443,64 @@ def _connect(path: Path, opened_at: datetime) -> Cursor:
         connection.close()
         raise
     return connection
+
+
+def _open_file(path: Path) -> Cursor:
+    """Open the file, mending the blocks that a checkpoint left half written; where it stays refused it is as it was."""
+    before: dict[int, bytes] = {}
+    while True:
+        try:
+            return duckdb.connect(str(path), config={**_CONFIG, "temp_directory": f"{path}.tmp"})
+        except duckdb.Error as error:
+            refused = re.search(r"computed checksum \d+ does not match .* in block at location (\d+)", str(error))
+            place = int(refused[1]) if refused else -1
+            with contextlib.suppress(OSError):
+                if refused and place not in before and _is_torn(path, place):
+                    before[place] = _write_checksum(path, place, None)
+                    continue
+                for mended, checksum in before.items():
+                    _write_checksum(path, mended, checksum)
+            raise
+
+
+def _is_torn(path: Path, place: int) -> bool:
+    """Whether a checkpoint was under way when the file was left, and the block at this byte is metadata.
+
+    A block of metadata has 64 parts, each with the number of the part and of the block where it goes on, or none.
+    """
+    if not _CHECKPOINT_BEGAN.search(path.with_name(f"{path.name}.wal").read_bytes()[-_CHECKPOINT_BYTES:]):
+        return False
+    block = _block(path, place)
+    part = (len(block) - 8) // 64 // 8 * 8
+    if part <= 0:
+        return False
+    goes_on = [int.from_bytes(block[start : start + 8], "little") for start in range(8, 8 + 64 * part, part)]
+    return all(at == 2**64 - 1 or (at >> 56 < 64 and at % 2**56 < 2**32) for at in goes_on)
+
+
+def _write_checksum(path: Path, place: int, checksum: bytes | None) -> bytes:
+    """Give the block at this byte its checksum, or the given one; the one it had."""
+    block = _block(path, place)
+    if checksum is None:
+        total = 5381
+        for (word,) in struct.iter_unpack("<Q", block[8:]):
+            total ^= word * 0xBF58476D1CE4E5B9 % 2**64
+        checksum = total.to_bytes(8, "little")
+    with path.open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.seek(place)
+        file.write(checksum)
+        file.flush()
+        os.fsync(file.fileno())
+    return block[:8]
+
+
+def _block(path: Path, place: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(_BLOCK_SIZE_AT)
+        size = int.from_bytes(file.read(8), "little")
+        file.seek(place)
+        return file.read(size)
 
 
 def _refuse_silent_loss(path: Path, backups: Path) -> None:
