@@ -42,16 +42,15 @@ from feedback_store.erased_rows import (
 )
 from feedback_store.errors import InvalidRecord, NotFound, StoreBusy, StoreDamaged, StoreError, StoreTooNew
 from feedback_store.migrations import MIGRATIONS, migrate
+from feedback_store.recovery import LOG_SUFFIXES, Config
 from feedback_store.rows import stored_time
 
 KEEP_DAYS = 30
 KEEP_LAST = 3
 FORMAT = 1
-# Beside a database file: what was committed since the last checkpoint, also where that was broken off.
-_LOG_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery")
 _NAME = re.compile(r"(?:(?P<before>schema-\d+)-)?(?P<at>\d{8}-\d{6})(?:-(?P<reason>[a-z0-9-]+))?\.duckdb")
 _REASON = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+_CONFIG: Config = {
     "threads": "1",
     "memory_limit": "512MB",
     "autoinstall_known_extensions": "false",
@@ -420,7 +419,7 @@ def _manifest_of(path: Path) -> Path:
 
 
 def _logs_of(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in _LOG_SUFFIXES]
+    return [path.with_name(path.name + suffix) for suffix in LOG_SUFFIXES]
 
 
 def _copy_logs(source: Path, target: Path) -> None:

@@ -154,6 +154,20 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE TABLE erased_contents (content_hash VARCHAR PRIMARY KEY)",
         ),
     ),
+    Migration(
+        3,
+        "words found by one key",
+        (
+            # `word` is number, pair and rater in one column: DuckDB finds rows by a key of one column only.
+            "ALTER TABLE pick_words RENAME TO earlier_words",
+            """CREATE TABLE pick_words (
+                word VARCHAR PRIMARY KEY, pair_id VARCHAR NOT NULL, rater VARCHAR NOT NULL, number INTEGER NOT NULL,
+                pick_id VARCHAR NOT NULL)""",
+            """INSERT INTO pick_words SELECT concat_ws(' ', number, length(pair_id), pair_id, rater),
+                pair_id, rater, number, pick_id FROM earlier_words""",
+            "DROP TABLE earlier_words",
+        ),
+    ),
 )
 
 

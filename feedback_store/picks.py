@@ -5,9 +5,9 @@
 A word is what one rater says of one pair; ``pick_words`` numbers the words of a rater on a pair from 0. A later word
 supersedes the one before and carries what that one counted for, so that the picks that stand are counted by adding up.
 Most words are the first of their rater on their pair, under a key nobody used: that is taken for granted, and only
-where a primary key of ``pick_words`` or ``pick_keys`` refuses it are the earlier words and keys looked up. (DuckDB
-finds rows by a primary key of one column. That of ``pick_words`` has three and only refuses doubles: its lookup reads
-the table.)
+where a primary key of ``pick_words`` or ``pick_keys`` refuses it are the earlier words and keys looked up: words by
+number, 0 first, then twice as many each time. (DuckDB finds rows by a primary key of one column only, so number, pair
+and rater of a word are one text.)
 Not here: what a pick teaches (``preferences.py``), counting (``statistics.py``).
 """
 
@@ -46,7 +46,13 @@ _COLUMNS = {
         "created_at": "TIMESTAMP",
     },
     "pick_keys": {"idempotency_key": "VARCHAR", "pick_id": "VARCHAR"},
-    "pick_words": {"pair_id": "VARCHAR", "rater": "VARCHAR", "number": "INTEGER", "pick_id": "VARCHAR"},
+    "pick_words": {
+        "word": "VARCHAR",
+        "pair_id": "VARCHAR",
+        "rater": "VARCHAR",
+        "number": "INTEGER",
+        "pick_id": "VARCHAR",
+    },
 }
 _statements: dict[str, duckdb.Statement] = {}
 
@@ -169,17 +175,30 @@ def _answer(row: rows.Row, moment: datetime) -> Candidate:
 
 
 def _load_standing(cursor: Cursor, words: Sequence[Pick]) -> dict[tuple[str, str], _Word]:
-    """The last words so far on the pairs of these words, by pair and rater."""
-    said = _load(cursor, "pick_words", ("pair_id", "rater", "number", "pick_id"), "pair_id", [w.pair_id for w in words])
-    last = {row[:2]: row for row in sorted(said, key=lambda row: row[2])}
+    """The last words so far of these raters on these pairs."""
+    last: dict[tuple[str, str], rows.Row] = {}
+    asked, first = {(word.pair_id, word.rater) for word in words}, 0
+    while asked:
+        keys = [_key(*one, number) for one in sorted(asked) for number in range(first, 2 * first + 1)]
+        said = _load(cursor, "pick_words", ("pair_id", "rater", "number", "pick_id"), "word", keys)
+        last |= {(row[0], row[1]): row for row in sorted(said, key=lambda row: row[2])}
+        asked, first = {(row[0], row[1]) for row in said if row[2] == 2 * first}, 2 * first + 1
     picks = _load(cursor, "picks", ("pick_id", "pick", "part"), "pick_id", [row[3] for row in last.values()])
     by_id = {row[0]: row for row in picks}
-    return {(pair_id, rater): _Word(number, *by_id[pick_id]) for pair_id, rater, number, pick_id in last.values()}
+    return {one: _Word(number, *by_id[pick_id]) for one, (_, _, number, pick_id) in last.items()}
+
+
+def _key(pair_id: str, rater: str, number: int) -> str:
+    return f"{number} {len(pair_id)} {pair_id} {rater}"
 
 
 def _insert_keys(cursor: Cursor, kept: Sequence[tuple[Pick, _Word]]) -> None:
     """What may be there once only; ``duckdb.ConstraintException`` where it is there already."""
-    _insert(cursor, "pick_words", [(word.pair_id, word.rater, stored.number, word.pick_id) for word, stored in kept])
+    said = [
+        (_key(word.pair_id, word.rater, stored.number), word.pair_id, word.rater, stored.number, word.pick_id)
+        for word, stored in kept
+    ]
+    _insert(cursor, "pick_words", said)
     keys = [(word.idempotency_key, word.pick_id) for word, _ in kept if word.idempotency_key is not None]
     _insert(cursor, "pick_keys", keys)
 

@@ -76,7 +76,8 @@ def fill(store: FeedbackStore, pairs: int, raters: int) -> None:
                 [str(rater)],
             )
             cursor.execute(
-                "INSERT INTO pick_words SELECT pair_id, rater, 0, pick_id FROM picks WHERE rater = 'rater ' || $1",
+                "INSERT INTO pick_words SELECT concat_ws(' ', 0, length(pair_id), pair_id, rater), pair_id, rater, 0, "
+                "pick_id FROM picks WHERE rater = 'rater ' || $1",
                 [str(rater)],
             )
 

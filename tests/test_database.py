@@ -15,8 +15,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from feedback_store.database import _LOG_COMMIT, Cursor, Database
+from feedback_store.database import Cursor, Database
 from feedback_store.errors import Conflict, StoreBusy, StoreDamaged, StoreError
+from feedback_store.recovery import LOG_COMMIT
 
 ROOT = Path(__file__).parent.parent
 MOMENT = datetime(2026, 11, 22, 12)
@@ -396,10 +397,10 @@ def log_of(killed: Path) -> bytes:
 
 
 def ends_of_commits(log: bytes) -> list[int]:
-    ends, place = [], log.find(_LOG_COMMIT)
+    ends, place = [], log.find(LOG_COMMIT)
     while place >= 0:
-        ends.append(place + len(_LOG_COMMIT))
-        place = log.find(_LOG_COMMIT, place + 1)
+        ends.append(place + len(LOG_COMMIT))
+        place = log.find(LOG_COMMIT, place + 1)
     return ends
 
 
@@ -459,6 +460,16 @@ def test_a_checksum_that_fails_is_named_with_what_to_do(killed: Path, path: Path
     place = ends_of_commits(log)[2] + 20
     with pytest.raises(StoreDamaged, match=r"its log store\.duckdb\.wal is damaged.*checksum.*backups"):
         reopened(killed, path, log[:place] + b"\x55" + log[place + 1 :])
+
+
+def test_a_block_with_a_wrong_checksum_is_refused_where_no_checkpoint_was_under_way(killed: Path, path: Path) -> None:
+    shutil.copytree(killed, path.parent)
+    damaged = bytearray(path.read_bytes())
+    damaged[12288 + 100] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(StoreDamaged, match=r"checksum.*Nothing was changed.*backups"):
+        Database.open(path, MOMENT)
+    assert path.read_bytes() == damaged
 
 
 def test_the_log_of_another_file_is_refused(killed: Path, path: Path, tmp_path: Path) -> None:

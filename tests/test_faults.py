@@ -25,7 +25,8 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_twice() -> None:
 @needs_compiler
 @pytest.mark.parametrize("operation", list(steps.OPERATIONS))
 def test_a_kill_at_a_step_leaves_no_half_state(library: Path, operation: str) -> None:
-    found = steps.run(operation, library, at_most=3)
+    # A checkpoint has few steps, and in one of them a torn write has to be mended: all of them.
+    found = steps.run(operation, library, at_most=100 if operation == "checkpoint" else 3)
     assert found.kills >= 3
     assert set(found.found) == {"before", "after"}
     assert found.left_behind == []

@@ -10,6 +10,7 @@ import pytest
 
 from feedback_store.errors import StoreDamaged, StoreTooNew
 from feedback_store.migrations import MIGRATIONS, Migration, migrate
+from feedback_store.records import PickChoice
 from feedback_store.store import FeedbackStore
 
 MOMENT = datetime(2026, 11, 22, 12)
@@ -88,3 +89,29 @@ def test_a_step_that_is_not_ours_is_refused(used: Path) -> None:
     ask(used, "UPDATE schema_migrations SET checksum = 'somebody else'")
     with pytest.raises(StoreDamaged, match="not of this Zephyr Loop"):
         FeedbackStore.open(used)
+
+
+def test_words_of_schema_2_are_found_by_their_key(tmp_path: Path) -> None:
+    path = tmp_path / "store.duckdb"
+    run(path, MIGRATIONS[:2])
+    with duckdb.connect(str(path)) as connection:
+        for answer in ("first", "second"):
+            connection.execute(
+                "INSERT INTO candidates SELECT $1, 'v0', $1 || ' answer', 'stop', '{}', 1, 1.0, TIMESTAMP '2026-11-22'",
+                [answer],
+            )
+        connection.execute(
+            "INSERT INTO pairs (pair_id, prompt, split, first_candidate_id, second_candidate_id, rater, created_at) "
+            "VALUES ('päir', [{'role': 'user', 'content': 'Why?'}], 'train', 'first', 'second', 'local', now())"
+        )
+        for number, choice in enumerate(("first", "tie", "second")):
+            connection.execute(
+                "INSERT INTO picks (pick_id, pair_id, pick, reasons, rater, part, created_at) "
+                "VALUES ($1, 'päir', $2, [], 'Ann B', 'train', now())",
+                [f"pick {number}", choice],
+            )
+            connection.execute("INSERT INTO pick_words VALUES ('päir', 'Ann B', $1, $2)", [number, f"pick {number}"])
+    with FeedbackStore.open(path) as store:
+        store.record_pick("päir", PickChoice.BOTH_BAD, rater="Ann B")
+    assert ask(path, "SELECT pick, supersedes FROM picks ORDER BY event DESC LIMIT 1") == [("both_bad", "pick 2")]
+    assert ask(path, "SELECT number FROM pick_words ORDER BY ALL") == [(0,), (1,), (2,), (3,)]

@@ -82,10 +82,15 @@ def step(operation: str, directory: str, kill_at: str, torn: str) -> None:
     else:
         with FeedbackStore.open(path) as store:
             preferences = store.preferences() if operation == "snapshot" else []
+            for rater in range(10 if operation == "checkpoint" else 0):
+                ask(store, "step", rater, 1, 10)
             arm()
             if operation == "pick":
                 done = ask(store, "step", 1, 1, 10)[1]
                 print(json.dumps({"acknowledged": done}), flush=True)
+            elif operation == "checkpoint":
+                with store._database.read() as cursor:
+                    cursor.execute("CHECKPOINT")
             elif operation == "import":
                 done = str(store.record_import(str(home.parent / "rows.jsonl")).imported)
             elif operation == "snapshot":

@@ -1,7 +1,7 @@
 /* A disk that fails or a process that dies at a chosen step, for a process started with LD_PRELOAD.
 
    Every call that changes files below FAULT_DIR is a step. `faults_kill_at(n, torn)` kills the process before its n-th
-   step from now on, with `torn` after half of the bytes where the step is a write. `faults_fail(error, what)` makes
+   step from now on; where the step is a write with `torn` = 1 after half of its bytes, 2 after its first page. `faults_fail(error, what)` makes
    steps fail with that errno: what = 1 writes, 2 syncs, 3 both; an error of 0 heals the disk. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -29,6 +29,8 @@ void faults_kill_at(long step, int torn) { steps = 0; tear = torn; kill_at = ste
 long faults_steps(void) { return steps; }
 void faults_fail(int error, int what) { failure = error; failing = error ? what : 0; }
 
+static size_t part(size_t size) { return tear == 2 && size > 4096 ? 4096 : size / 2; }
+
 static int below(const char *path) {
     const char *directory = getenv("FAULT_DIR");
     return directory && strncmp(path, directory, strlen(directory)) == 0;
@@ -47,7 +49,7 @@ static int is_ours_at(int directory, const char *path) {
     return path[0] == '/' ? below(path) : directory == AT_FDCWD ? 0 : is_ours(directory);
 }
 
-/* Whether the step is the last one: a write then does half of its work first. */
+/* Whether the step is the last one: a write then does a part of its work first. */
 static int dies(void) { return __atomic_add_fetch(&steps, 1, __ATOMIC_SEQ_CST) == kill_at; }
 static void die(void) { kill(getpid(), SIGKILL); for (;;) pause(); }
 static int fails(int what) { if (failing & what) errno = failure; return failing & what; }
@@ -64,17 +66,17 @@ static int fails(int what) { if (failing & what) errno = failure; return failing
         return whole;                             \
     }
 
-WRITE(write, (int handle, const void *bytes, size_t size), real(handle, bytes, size), real(handle, bytes, size / 2))
+WRITE(write, (int handle, const void *bytes, size_t size), real(handle, bytes, size), real(handle, bytes, part(size)))
 WRITE(pwrite, (int handle, const void *bytes, size_t size, off_t place), real(handle, bytes, size, place),
-      real(handle, bytes, size / 2, place))
+      real(handle, bytes, part(size), place))
 WRITE(pwrite64, (int handle, const void *bytes, size_t size, off64_t place), real(handle, bytes, size, place),
-      real(handle, bytes, size / 2, place))
+      real(handle, bytes, part(size), place))
 WRITE(writev, (int handle, const struct iovec *parts, int count), real(handle, parts, count),
       real(handle, parts, count / 2))
 WRITE(sendfile, (int handle, int from, off_t *place, size_t size), real(handle, from, place, size),
-      real(handle, from, place, size / 2))
+      real(handle, from, place, part(size)))
 WRITE(sendfile64, (int handle, int from, off64_t *place, size_t size), real(handle, from, place, size),
-      real(handle, from, place, size / 2))
+      real(handle, from, place, part(size)))
 
 #define STEP(name, parameters, ours, what, call)  \
     int name parameters {                         \

@@ -1,4 +1,7 @@
-"""kill -9 before every step on the disk that an operation takes: what is found is how it was, or how it was to be."""
+"""kill -9 before every step on the disk that an operation takes: what is found is how it was, or how it was to be.
+
+A write is also torn: after half of its bytes, and after its first page.
+"""
 
 from __future__ import annotations
 
@@ -39,27 +42,27 @@ class Outcome:
 
 
 def run(operation: str, library: Path, at_most: int | None = None) -> Outcome:
-    """Kill at every step, clean and in the middle of a write; or at so many steps spread over all of them."""
+    """Kill at every step, before it and in two places of it; or in the middle of so many, spread over all of them."""
     outcome = Outcome(operation)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         _prepare(operation, folder)
-        outcome.steps = _kill(operation, folder, library, 0, torn=False, outcome=outcome)
+        outcome.steps = _kill(operation, folder, library, 0, torn=0, outcome=outcome)
         places = range(1, outcome.steps + 1)
         if at_most is not None:
             places = places[:: max(1, outcome.steps // at_most)]
         for place in places:
-            for torn in (False, True) if at_most is None else (place % 2 == 0,):
+            for torn in range(3) if at_most is None else (2,):
                 _kill(operation, folder, library, place, torn=torn, outcome=outcome)
     return outcome
 
 
-def _kill(operation: str, folder: Path, library: Path, place: int, *, torn: bool, outcome: Outcome) -> int:
+def _kill(operation: str, folder: Path, library: Path, place: int, *, torn: int, outcome: Outcome) -> int:
     """Run the operation on a fresh copy, killed at this step, and look at what it left; its steps where it lived."""
     home = folder / "data"
     shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(folder / "template", home)
-    child = disk.start("step", operation, home, place, int(torn), library=library, below=home)
+    child = disk.start("step", operation, home, place, torn, library=library, below=home)
     out, errors = child.communicate()
     said = [json.loads(line) for line in out.splitlines()]
     if child.returncode == -signal.SIGKILL:
@@ -90,8 +93,8 @@ def _prepare(operation: str, folder: Path) -> None:
             )
         return
     fill(path, PAIRS)
-    with FeedbackStore.open(path) as store:
-        for number in range(2, 8):
+    for number in range(2, 8):
+        with FeedbackStore.open(path) as store:  # each time it is closed there is a checkpoint
             ask(store, "before", number, number, PAIRS)
     if operation == "import":
         with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
@@ -109,6 +112,15 @@ def _after_pick(home: Path, acknowledged: bool) -> str:
         _, again = ask(store, "step", 1, 1, PAIRS)
         assert not kept or kept == [(again,)]
     return "after" if kept else "before"
+
+
+def _after_checkpoint(home: Path, _: bool) -> str:
+    found = "before" if (home / "store.duckdb.wal").exists() else "after"
+    with FeedbackStore.open(home / "store.duckdb") as store, store._database.read() as cursor:
+        assert complaints(cursor) == []
+        kept = cursor.execute("SELECT count(*) FROM picks WHERE starts_with(idempotency_key, 'step ')").fetchall()
+        assert kept == [(PAIRS,)]
+    return found
 
 
 def _after_import(home: Path, _: bool) -> str:
@@ -165,6 +177,7 @@ def _after_migration(home: Path, _: bool) -> str:
 
 OPERATIONS: dict[str, Callable[[Path, bool], str]] = {
     "pick": _after_pick,
+    "checkpoint": _after_checkpoint,
     "import": _after_import,
     "snapshot": _after_snapshot,
     "backup": _after_backup,
