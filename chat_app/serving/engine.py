@@ -2,8 +2,12 @@
 
     EngineError
     ├── EngineStartFailed   the engine could not be started, or its check failed
+    │   ├── NoRoom          there is not enough memory for another engine beside those that run
+    │   └── VersionUnservable  this engine can never serve that version
     ├── EngineBroken        a stream ended without a finish_reason, or the engine is gone
-    ├── EngineRefused       the engine answered with an error that is neither of the others
+    │   └── EngineTimeout   nothing came within the time allowed
+    ├── EngineRefused       the engine answered with an error that is none of the others
+    ├── EngineBusy          too many requests: here, or at the engine; says when to come back
     ├── ContextOverflow     the conversation is longer than the model can read
     └── BadSampling         a sampling value outside its limits
 
@@ -34,12 +38,33 @@ class EngineStartFailed(EngineError):
     """The engine could not be started, or its check failed."""
 
 
+class NoRoom(EngineStartFailed):
+    """There is not enough memory for another engine beside those that run."""
+
+
+class VersionUnservable(EngineStartFailed):
+    """This engine can never serve that version: another base, no adapter in its form, or none can be loaded."""
+
+
 class EngineBroken(EngineError):
     """A stream ended without a finish_reason, or the engine is gone. The answer is not complete."""
 
 
+class EngineTimeout(EngineBroken):
+    """Nothing came within the time allowed. The answer is not complete."""
+
+
 class EngineRefused(EngineError):
     """The engine answered a request with an error of its own."""
+
+
+class EngineBusy(EngineError):
+    """Too many requests at once. `retry_after_s`: when to come back; `yours`: they are the caller's own."""
+
+    def __init__(self, message: str, retry_after_s: float, *, yours: bool = False) -> None:
+        self.retry_after_s = retry_after_s
+        self.yours = yours
+        super().__init__(message)
 
 
 class ContextOverflow(EngineError):
@@ -125,12 +150,29 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A prompt, and how its greedy answer begins where the version is served as it was evaluated.
+
+    `begins` ends before the first token that was no clear winner, so that engines which round otherwise agree on it.
+    """
+
+    messages: tuple[Message, ...]
+    begins: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """What to serve: the version's name, the base's GGUF file, and the adapter's where the version has one."""
+    """What to serve. Each engine takes the form it can read: GGUF files, or a directory (or hub id) and PEFT adapter.
+
+    Without an adapter the version is the base itself.
+    """
 
     version: str
     base_gguf: Path | None = None
     adapter_gguf: Path | None = None
+    base_model: str | None = None
+    adapter_directory: Path | None = None
+    canaries: tuple[Canary, ...] = ()
 
 
 class Engine(Protocol):
@@ -144,8 +186,15 @@ class Engine(Protocol):
     def is_alive(self) -> bool:
         """False once the engine can never answer again (closed, or its process died)."""
 
+    @property
+    def context_tokens(self) -> int | None:
+        """How many tokens prompt and answer may have together; None where the engine cannot say."""
+
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream one answer; closing the generator early stops the work. Raises EngineError."""
+
+    async def prompt_tokens(self, messages: Sequence[Message]) -> int | None:
+        """The tokens of the prompt these messages make; None where the engine cannot say. Raises EngineError."""
 
     async def check(self) -> None:
         """Write a few tokens for real. Raises EngineError when that fails."""

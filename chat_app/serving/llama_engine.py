@@ -65,6 +65,10 @@ class LlamaEngine:
     def is_alive(self) -> bool:
         return self._process.poll() is None and not self._client.is_closed
 
+    @property
+    def context_tokens(self) -> int:
+        return CONTEXT_TOKENS
+
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream one answer. Closing the generator drops the connection, which frees the server's slot.
 
@@ -84,6 +88,11 @@ class LlamaEngine:
                 f"the stream of {self.version} ended without a finish_reason: the answer is not complete"
             )
         yield Chunk("", finish_reason, usage)
+
+    async def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """The tokens of the prompt these messages make. Raises EngineError."""
+        prompt = str((await self._ask("/apply-template", {"messages": list(messages)}))["prompt"])
+        return len((await self._ask("/tokenize", {"content": prompt, "add_special": True}))["tokens"])
 
     async def check(self) -> None:
         """Write up to 8 tokens greedily and see that the adapter is loaded. Raises EngineError."""
@@ -106,6 +115,16 @@ class LlamaEngine:
             raise EngineBroken(f"{self.version} does not say which adapters it has loaded: {error!r}") from error
         if [(entry["path"], entry["scale"]) for entry in loaded] != [(str(adapter_gguf), 1.0)]:
             raise EngineStartFailed(f"{self.version} must serve the adapter {adapter_gguf}, the server has {loaded}")
+
+    async def _ask(self, path: str, body: dict[str, object]) -> dict[str, Any]:
+        try:
+            response = await self._client.post(path, json=body)
+            if response.status_code != httpx.codes.OK:
+                raise self._refusal(response.status_code, response.content)
+            answer: dict[str, Any] = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineBroken(f"{self.version} does not answer {path}: {error!r}") from error
+        return answer
 
     async def _events(self, body: dict[str, object]) -> AsyncGenerator[dict[str, Any], None]:
         """The server-sent events of one request as JSON objects. Raises EngineError."""

@@ -44,6 +44,10 @@ class ScriptedEngine:
     def is_alive(self) -> bool:
         return self._alive
 
+    @property
+    def context_tokens(self) -> None:
+        return None
+
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream the scripted answer word by word. Raises EngineBroken once the engine is closed."""
         words, finish_reason = _cut(_script(self._version, messages, sampling.seed), sampling)
@@ -52,8 +56,11 @@ class ScriptedEngine:
             self._require_alive()
             yield Chunk(word)
         self._require_alive()
-        read = sum(len(message["content"].split()) for message in messages)
-        yield Chunk("", finish_reason, Usage(read, len(words)))
+        yield Chunk("", finish_reason, Usage(await self.prompt_tokens(messages), len(words)))
+
+    async def prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Words stand for tokens here."""
+        return sum(len(message["content"].split()) for message in messages)
 
     async def check(self) -> None:
         """Write eight words and see that they name the version. Raises EngineStartFailed."""
