@@ -47,7 +47,7 @@ BATCH_LIMIT = 256
 HEALTH_AGE_S = 1.0
 _GATHER_S = 0.004
 _PROBE_BYTES = 64 * 1024
-_MEMORY = "256MB"
+_MEMORY = "384MB"
 _CONFIG: Config = {
     "threads": "1",
     "memory_limit": "1GB",  # for migrations, which fill tables with keys; then _MEMORY

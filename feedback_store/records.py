@@ -327,12 +327,15 @@ def _check_text(record: object, *fields: str) -> None:
 def _check_named(record: object, *fields: str) -> None:
     _check_text(record, *fields)
     for field in fields:
-        if not getattr(record, field).strip():
-            raise InvalidRecord(type(record).__name__, field, getattr(record, field), "text that is not empty")
+        value = getattr(record, field)
+        if not value or value.isspace():
+            raise InvalidRecord(type(record).__name__, field, value, "text that is not empty")
 
 
 def _check_optional_text(record: object, *fields: str) -> None:
-    _check_text(record, *(field for field in fields if getattr(record, field) is not None))
+    for field in fields:
+        if getattr(record, field) is not None:
+            _check_text(record, field)
 
 
 def _check_one_of(record: object, field: str, allowed: tuple[str, ...]) -> None:
@@ -360,6 +363,8 @@ def _check_prompt(record: Pair | Preference | UnpairedPreference) -> None:
 
 
 def _is_storable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:

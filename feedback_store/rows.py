@@ -191,7 +191,7 @@ def _arrow_table(
         "rater": [one.rater for one in preferences],
         "versions": [list(one.versions) for one in preferences],
         "import_id": [import_id] * len(preferences),
-        "created_at": [stored_time(one.created_at) for one in preferences],
+        "created_at": [one.created_at for one in preferences],
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_a_row_broken_late_imports_nothing(store: FeedbackStore, tmp_path: Path)
     assert store.preferences() == []
     with store._database.read() as cursor:
         assert cursor.execute("SELECT count(*) FROM imports").fetchall() == [(0,)]
+
+
+def test_times_are_kept_in_utc_whatever_their_zone(tmp_path: Path) -> None:
+    moment = datetime(2026, 1, 2, 1, 30, tzinfo=timezone(timedelta(hours=3)))
+    with FeedbackStore.open(tmp_path / "store.duckdb", clock=lambda: moment) as store:
+        store.record_import(write_lines(tmp_path / "rows.jsonl", PLAIN))
+        with store._database.read() as cursor:
+            stored = cursor.execute("SELECT created_at FROM preferences").fetchall()
+        assert stored == [(datetime(2026, 1, 1, 22, 30),)]
+        assert [row.created_at for row in store.preferences()] == [moment]
 
 
 def test_a_pick_does_not_wait_for_an_import(store: FeedbackStore, tmp_path: Path) -> None:

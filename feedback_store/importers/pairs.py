@@ -215,7 +215,7 @@ def _reason_to_skip(prompt: tuple[Message, ...], *answers: str) -> str | None:
     # UltraFeedback writes N/A where a prompt had fewer than two completions.
     if "" in said or "N/A" in said or not prompt[-1]["content"].strip():
         return "empty"
-    if len(set(said)) < len(said):
+    if said.count(said[0]) > 1:
         return "identical"
     if max(map(len, answers)) > MAX_ANSWER_CHARACTERS:
         return "over_long"

@@ -40,6 +40,7 @@ _SPLIT_NAME = re.compile(r"(?<![a-z])(train|test|valid|validation|dev|eval)(?![a
 # What an exported document may hold its list of rows under, beside plain facts such as a total.
 _LISTS = ("feedbacks", "items", "records", "conversations", "data", "rows")
 _BATCH_ROWS = 500
+_BUFFER_BYTES = 2**17
 _MAX_CELL_CHARACTERS = 16_000_000
 _SHORTEST_TIME = len("2024-10-01 12:34:56")
 _HUB_TIMEOUT_S = 20.0
@@ -150,7 +151,7 @@ class _File:
 
     def unpacked(self) -> IO[bytes]:
         """The contents as bytes, unpacked where the file is ``.gz``."""
-        self._raw = self._open.enter_context(self.path.open("rb"))
+        self._raw = self._open.enter_context(self.path.open("rb", _BUFFER_BYTES))
         if self.path.suffix.lower() != ".gz":
             return self._raw
         return cast(IO[bytes], self._open.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=self._raw))))
