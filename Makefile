@@ -41,7 +41,7 @@ bench-first-token: setup-dev  ## first-token time idle and while a run trains â†
 	$(BIN)/python scripts/bench_first_token.py
 
 bench-store: setup-dev  ## picks a second, imports, snapshots, statistics â†’ docs/benchmarks/
-	$(BIN)/python scripts/bench_store.py picks
+	$(BIN)/python scripts/bench_store.py picks --there 0 1000000
 	$(BIN)/python scripts/bench_data.py
 
 clean:           ## remove the environment (never the data directory)
