@@ -22,19 +22,25 @@ from typing import Any
 from feedback_store.records import Message
 
 BREAK = "\u2060"  # word joiner: survives NFKC, and no tokenizer takes it for white space
-FLOOR = frozenset(
-    # ChatML (SmolLM2, Qwen) · Zephyr · Phi-3 · Llama-2, Mistral · Llama-3 · Gemma · DeepSeek · Command-R
-    """
-    <|im_start|> <|im_end|> <|im_sep|> <|endoftext|>
-    <|system|> <|user|> <|assistant|> <|end|> <|tool|>
-    <s> </s> <unk> [INST] [/INST] <<SYS>> <</SYS>> [SYSTEM_PROMPT] [/SYSTEM_PROMPT]
-    [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]
-    <|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|>
-    <start_of_turn> <end_of_turn> <bos> <eos> <pad>
-    <｜User｜> <｜Assistant｜> <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>
-    <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|> <|SYSTEM_TOKEN|> <BOS_TOKEN>
-    """.split()
-)
+FAMILIES = {
+    "ChatML": ("<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|endoftext|>"),
+    "Zephyr, Phi-3": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>"),
+    "Llama-2, Mistral": (
+        "<s>", "</s>", "<unk>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
+        "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+    ),
+    "Llama-3": (
+        "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
+        "<|eom_id|>", "<|python_tag|>",
+    ),
+    "Gemma": ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"),
+    "DeepSeek": ("<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    "Command-R": (
+        "<BOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
+        "<|SYSTEM_TOKEN|>",
+    ),
+}  # fmt: skip
+FLOOR = frozenset(marker for markers in FAMILIES.values() for marker in markers)
 """The markers of the known families. They are broken for every model, and all there is where an engine cannot tell."""
 
 _SENTINELS = tuple(f"Sentinel{place}" for place in ("Aqz", "Bqz", "Cqz", "Dqz"))
@@ -121,9 +127,9 @@ def _template_markers(rendered: str, tokens: Iterable[str]) -> Iterable[str]:
     yield from _BRACKETED.findall(literals)
     for line in _BRACKETED.sub("\n", literals).splitlines():
         wording = line.strip()
-        if len(wording.split()) <= _LONGEST_WORDING and _looks_like_a_marker(wording):
-            if not any(character.isdigit() for character in wording):  # a date is no role
-                yield wording
+        is_a_date = any(character.isdigit() for character in wording)
+        if len(wording.split()) <= _LONGEST_WORDING and _looks_like_a_marker(wording) and not is_a_date:
+            yield wording
 
 
 def _looks_like_a_marker(text: str) -> bool:
