@@ -174,3 +174,8 @@ def test_breaking_changes_little(family: str) -> None:
         read = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         assert read.replace(BREAK, "") == unicodedata.normalize("NFKC", text) or read.replace(BREAK, "") == text
         assert broken.count(BREAK) == 1
+
+
+def test_every_beginning_of_a_marker_is_broken_where_markers_overlap() -> None:
+    markers = frozenset({"ab|", "|cd", "aba"})
+    assert neutralise("ab|cd ababa", markers) == f"a{BREAK}b|{BREAK}cd a{BREAK}ba{BREAK}ba"

@@ -14,6 +14,7 @@ import gradio as gr
 
 from chat_app.answers import Comparison
 from chat_app.operations import Operations, Refused
+from chat_app.prompts import left_out_sentence
 from chat_app.serving.engine import EngineError
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
@@ -84,6 +85,10 @@ class ChatPage:
                     self.reasons = gr.CheckboxGroup(REASONS, label="Why? (optional, before you pick)", container=False)
                 self.note = gr.Markdown(elem_id="note")
                 with gr.Row(elem_id="composer"):
+                    self.preset = gr.Dropdown(
+                        [("No preset", ""), *self.operations.presets], value="", show_label=False, scale=1,
+                        min_width=150, filterable=False, elem_id="preset", visible=bool(self.operations.presets),
+                    )  # fmt: skip
                     self.box = gr.Textbox(
                         placeholder="Message…", show_label=False, lines=1, max_lines=8, scale=6, autofocus=True,
                         elem_id="message", max_length=LONGEST_MESSAGE,
@@ -99,7 +104,7 @@ class ChatPage:
         view = [
             self.bar, self.conversation, self.remembered, self.threads, self.thread, self.pair, self.pair_box,
             self.first, self.second, *self.picks.values(), self.reasons, self.note, self.box, self.send, self.stop,
-            self.retry, self.teach,
+            self.retry, self.teach, self.preset,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         streaming: dict[str, Any] = {**quiet, "concurrency_id": "answers", "concurrency_limit": 8}
@@ -107,7 +112,7 @@ class ChatPage:
         page.load(self.open_page, [self.remembered], view, **quiet)
         sending = gr.on(
             [self.send.click, self.box.submit], self.say,
-            [self.box, self.conversation, self.compare, self.pair, self.teach], view, trigger_mode="once", **streaming,
+            [self.box, self.conversation, self.compare, self.pair, self.teach, self.preset], view, trigger_mode="once", **streaming,
         )  # fmt: skip
         retrying = self.retry.click(self.again, [self.conversation, self.compare, self.pair], view, **streaming)
         self.stop.click(self.end, [self.conversation], [self.note], **quiet)
@@ -119,6 +124,7 @@ class ChatPage:
             )
         self.thread.like(self.rate, [self.conversation], [self.note], **quiet)
         self.thread.edit(self.rewrite, [self.conversation], view, **quiet)
+        self.preset.input(self.choose_preset, [self.conversation, self.preset], [self.note], **quiet)
         self.teach.input(self.choose_learning, [self.conversation, self.teach], [self.note], **quiet)
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -138,7 +144,7 @@ class ChatPage:
     # --- talking ---------------------------------------------------------------------------------------------------
 
     async def say(
-        self, text: str, conversation_id: str, compare: str, pair_id: str, teach: bool = True
+        self, text: str, conversation_id: str, compare: str, pair_id: str, teach: bool = True, preset: str = ""
     ) -> AsyncGenerator[Updates, None]:
         """Store the message, then stream one answer or two."""
         if pair_id:
@@ -148,7 +154,7 @@ class ChatPage:
             yield {self.note: "Write a message first."}
             return
         try:
-            turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text)
+            turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text, preset or None)
             if not conversation_id and not teach:
                 self.operations.data.record_learning("conversation", turn.conversation_id, False)
         except StoreError as error:
@@ -180,12 +186,14 @@ class ChatPage:
                 async with aclosing(self.operations.compare(turn)) as growing:
                     async for comparison in growing:
                         stopped = comparison.pair is None
-                        yield self._comparing(comparison)
+                        left_out = _left_out(comparison.first.left_out.messages)
+                        yield self._comparing(comparison) | {self.thread: [*before, asked, *left_out]}
             else:
                 async with aclosing(self.operations.reply(turn)) as growing_one:
                     async for answer in growing_one:
                         stopped = answer.finish_reason is None
-                        yield {self.thread: [*before, asked, {"role": "assistant", "content": answer.text or "…"}]}
+                        said = {"role": "assistant", "content": answer.text or "…"}
+                        yield {self.thread: [*before, asked, *_left_out(answer.left_out.messages), said]}
         except (EngineError, StoreError, Refused) as error:
             yield self._shown(turn.conversation_id) | {self.note: f"No answer: {error}"}
             return
@@ -244,6 +252,12 @@ class ChatPage:
             self.operations.data.record_learning("conversation", conversation_id, teach)
         return "This conversation may teach." if teach else "Nothing of this conversation will teach."
 
+    def choose_preset(self, conversation_id: str, preset: str) -> str:
+        """How the next answers are written; a conversation not begun yet remembers it at its first turn."""
+        if conversation_id:
+            self.operations.choose_preset(conversation_id, preset or None)
+        return f"The next answers follow “{preset}”." if preset else "The next answers follow no preset."
+
     # --- views -----------------------------------------------------------------------------------------------------
 
     def _exists(self, conversation_id: str) -> bool:
@@ -267,13 +281,14 @@ class ChatPage:
             updates |= {self.note: "The answer was cut at the longest length allowed."}
         return updates
 
-    def _messages(self, conversation_id: str, before: Turn | None = None) -> list[dict[str, str]]:
-        shown: list[dict[str, str]] = []
+    def _messages(self, conversation_id: str, before: Turn | None = None) -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = []
         for turn in self.operations.turns(conversation_id):
             if before is not None and turn.position >= before.position:
                 break
             shown.append({"role": "user", "content": turn.text})
             if turn.answer is not None:
+                shown += _left_out(turn.left_out)
                 shown.append({"role": "assistant", "content": turn.answer.text or "*(an empty answer)*"})
         return shown
 
@@ -284,6 +299,7 @@ class ChatPage:
         for turn in self.operations.turns(conversation_id):
             index += 1
             if turn.answer is not None:
+                index += len(_left_out(turn.left_out))
                 ids[index] = turn.answer.candidate_id
                 index += 1
         return ids
@@ -303,6 +319,7 @@ class ChatPage:
             self.send: gr.Button(interactive=True),
             self.stop: gr.Button(interactive=False),
             self.retry: gr.Button(interactive=True),
+            self.preset: (conversation_id and self.operations.preset_of(conversation_id)) or "",
             self.teach: not conversation_id or self.operations.data.learns_from(conversation_id),
             **{button: gr.Button(interactive=False) for button in self.picks.values()},
         }
@@ -331,8 +348,8 @@ class ChatPage:
         return {
             self.pair: pair.pair_id,
             self.pair_box: gr.Column(visible=True),
-            self.first: _answer(1, pair.first.text),
-            self.second: _answer(2, pair.second.text),
+            self.first: _answer(1, pair.first.text, pair.first.finish_reason),
+            self.second: _answer(2, pair.second.text, pair.second.finish_reason),
             self.note: WAITING,
             self.box: gr.Textbox(interactive=False),
             self.send: gr.Button(interactive=False),
@@ -344,5 +361,13 @@ class ChatPage:
         return [(one.title or "Untitled", one.conversation_id) for one in self.operations.conversations()]
 
 
-def _answer(number: int, text: str) -> str:
-    return f"#### Answer {number}\n\n{text or '…'}"
+def _answer(number: int, text: str, finish_reason: str | None = None) -> str:
+    cut = "\n\n*(cut at the longest length allowed)*" if finish_reason == "length" else ""
+    return f"#### Answer {number}\n\n{text or '…'}{cut}"
+
+
+def _left_out(messages: int) -> list[dict[str, Any]]:
+    """The line above an answer for which the beginning of the conversation was not read: a message of its own."""
+    if not messages:
+        return []
+    return [{"role": "assistant", "content": "", "metadata": {"title": left_out_sentence(messages)}}]
