@@ -265,6 +265,10 @@ class Operations:
         """The pair of this turn that still waits for a pick, if there is one."""
         return self._store.load_waiting_pair(turn.turn_id)
 
+    def left_out_of(self, pair: Pair) -> int:
+        """How many messages the answers of a pair were written without, for want of room."""
+        return self._store.load_left_out(pair.first.candidate_id)
+
     def _history(self, turn: Turn) -> list[Message]:
         """The system prompt, what came before and the message itself. Turns nobody answered are left out."""
         messages: list[Message] = []

@@ -209,6 +209,12 @@ class FeedbackStore:
             raise NotFound("candidate", candidate_id)
         return rows.loaded_candidate(found[0])
 
+    def load_left_out(self, candidate_id: str) -> int:
+        """How many of the oldest messages an answer was written without."""
+        with self._database.read() as cursor:
+            found = cursor.execute("SELECT left_out FROM generations WHERE candidate_id = ?", [candidate_id]).fetchall()
+        return 0 if not found else int(found[0][0])
+
     def record_pair(self, pair: Pair, *, left_out: int = 0) -> None:
         """Keep a pair, and its two candidates where they are not kept yet, in one transaction."""
         with self._database.write() as cursor:

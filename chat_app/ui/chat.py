@@ -31,6 +31,7 @@ PICKS = (
 REASONS = ("clearer", "correct", "shorter", "tone", "safer")
 LONGEST_MESSAGE = 20_000
 STOPPED = "Stopped. What was written so far is kept; Retry asks again."
+LEFT_OUT = "The model reads the newest part of a long conversation. Nothing is lost: the conversation keeps everything."
 WAITING = "Which answer is better? Use a button, or its key."
 
 Updates = dict[Any, Any]
@@ -87,7 +88,7 @@ class ChatPage:
                 with gr.Row(elem_id="composer"):
                     self.preset = gr.Dropdown(
                         [("No preset", ""), *self.operations.presets], value="", show_label=False, scale=1,
-                        min_width=150, filterable=False, elem_id="preset", visible=bool(self.operations.presets),
+                        min_width=180, filterable=False, elem_id="preset", visible=bool(self.operations.presets),
                     )  # fmt: skip
                     self.box = gr.Textbox(
                         placeholder="Message…", show_label=False, lines=1, max_lines=8, scale=6, autofocus=True,
@@ -112,7 +113,8 @@ class ChatPage:
         page.load(self.open_page, [self.remembered], view, **quiet)
         sending = gr.on(
             [self.send.click, self.box.submit], self.say,
-            [self.box, self.conversation, self.compare, self.pair, self.teach, self.preset], view, trigger_mode="once", **streaming,
+            [self.box, self.conversation, self.compare, self.pair, self.teach, self.preset], view,
+            trigger_mode="once", **streaming,
         )  # fmt: skip
         retrying = self.retry.click(self.again, [self.conversation, self.compare, self.pair], view, **streaming)
         self.stop.click(self.end, [self.conversation], [self.note], **quiet)
@@ -143,7 +145,7 @@ class ChatPage:
 
     # --- talking ---------------------------------------------------------------------------------------------------
 
-    async def say(
+    async def say(  # noqa: PLR0917 - Gradio hands over the inputs by position
         self, text: str, conversation_id: str, compare: str, pair_id: str, teach: bool = True, preset: str = ""
     ) -> AsyncGenerator[Updates, None]:
         """Store the message, then stream one answer or two."""
@@ -227,7 +229,7 @@ class ChatPage:
 
     def rate(self, conversation_id: str, event: gr.LikeData) -> str:
         """Thumbs on one answer of the thread."""
-        rated = self._candidate_ids(conversation_id).get(
+        rated = self._candidate_ids(conversation_id, lines=True).get(
             event.index if isinstance(event.index, int) else event.index[0]
         )
         if rated is None:
@@ -239,6 +241,8 @@ class ChatPage:
         """A person's rewrite of an answer teaches; the conversation keeps what the model wrote."""
         index = event.index if isinstance(event.index, int) else event.index[0]
         rewritten = self._candidate_ids(conversation_id).get(index)
+        if rewritten is None and index in self._candidate_ids(conversation_id, lines=True):
+            return {self.conversation: conversation_id}  # the line above an answer, handed in beside it
         if rewritten is None or not str(event.value).strip():
             return self._shown(conversation_id) | {self.note: "Only an answer can be rewritten, and not to nothing."}
         self.operations.record_edit(rewritten, str(event.value))
@@ -274,7 +278,8 @@ class ChatPage:
         updates = self._at_rest(conversation_id) | {self.thread: messages, self.note: ""}
         pair = self.operations.waiting_pair(turns[-1]) if turns else None
         if pair is not None:
-            updates |= self._waiting(pair)
+            left_out = _left_out(self.operations.left_out_of(pair))
+            updates |= self._waiting(pair) | {self.thread: [*messages, *left_out]}
         elif turns and turns[-1].answer is None:
             updates |= {self.note: "The last message has no answer yet. Retry asks again."}
         elif turns and turns[-1].answer is not None and turns[-1].answer.finish_reason == "length":
@@ -292,14 +297,16 @@ class ChatPage:
                 shown.append({"role": "assistant", "content": turn.answer.text or "*(an empty answer)*"})
         return shown
 
-    def _candidate_ids(self, conversation_id: str) -> dict[int, str]:
-        """Message index in the thread → the candidate shown there."""
+    def _candidate_ids(self, conversation_id: str, *, lines: bool = False) -> dict[int, str]:
+        """Message index in the thread → the candidate shown there. `lines`: the line above an answer counts as it."""
         ids: dict[int, str] = {}
         index = 0
         for turn in self.operations.turns(conversation_id):
             index += 1
             if turn.answer is not None:
-                index += len(_left_out(turn.left_out))
+                if turn.left_out:
+                    ids |= {index: turn.answer.candidate_id} if lines else {}
+                    index += 1
                 ids[index] = turn.answer.candidate_id
                 index += 1
         return ids
@@ -370,4 +377,5 @@ def _left_out(messages: int) -> list[dict[str, Any]]:
     """The line above an answer for which the beginning of the conversation was not read: a message of its own."""
     if not messages:
         return []
-    return [{"role": "assistant", "content": "", "metadata": {"title": left_out_sentence(messages)}}]
+    line = {"title": left_out_sentence(messages), "status": "done"}  # done: it stays folded
+    return [{"role": "assistant", "content": LEFT_OUT, "metadata": line}]
