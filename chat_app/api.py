@@ -260,14 +260,19 @@ def _completion(turn: TurnStream) -> dict[str, Any]:
 
 
 async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream]) -> AsyncIterator[str]:
+    said_what_is_left_out = False
+
     def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
+        nonlocal said_what_is_left_out
+        left_out = {} if said_what_is_left_out else _left_out(turn.left_out)
+        said_what_is_left_out = said_what_is_left_out or bool(left_out)
         chunk = {
             "id": turn.candidate_id,
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": turn.version,
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
-            **_left_out(turn.left_out),
+            **left_out,
         }
         return f"data: {json.dumps(chunk)}\n\n"
 
