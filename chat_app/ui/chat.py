@@ -159,7 +159,7 @@ class ChatPage:
             turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text, preset or None)
             if not conversation_id and not teach:
                 self.operations.data.record_learning("conversation", turn.conversation_id, False)
-        except StoreError as error:
+        except (StoreError, Refused) as error:
             raise gr.Error(str(error)) from error
         async with aclosing(self._streamed(turn, compare)) as updates:
             async for update in updates:
