@@ -58,6 +58,7 @@ PROBES: tuple[tuple[Message, ...], ...] = tuple(
 Some templates refuse the first one, which has a system message."""
 
 _BRACKETED = re.compile(r"<+[^<>\[\]\n]+>+|\[+[^<>\[\]\n]+\]+|\{+[^{}\n]+\}+")
+_REMEMBERED = 50_000  # characters
 _LONGEST_WORDING = 5  # words of a role marker without brackets ("### Response:"); what is longer is prose
 
 
@@ -139,12 +140,14 @@ def _looks_like_a_marker(text: str) -> bool:
 
 
 class _Fold(dict[int, str]):
-    """Character code → how it is compared: NFKC, lower case, no invisible characters. Learns as it is asked."""
+    """Character code → how it is compared: NFKC, lower case, no invisible characters. Learns what is common."""
 
     def __missing__(self, code: int) -> str:
         compared = unicodedata.normalize("NFKC", chr(code)).casefold().replace("▁", " ")  # SentencePiece's space
-        self[code] = "".join(one for one in compared if not _is_invisible(one))
-        return self[code]
+        folded = "".join(one for one in compared if not _is_invisible(one))
+        if len(self) < _REMEMBERED:
+            self[code] = folded
+        return folded
 
 
 def _is_invisible(character: str) -> bool:
