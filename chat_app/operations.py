@@ -233,7 +233,7 @@ class Operations:
 
     def begin_turn(self, conversation_id: str | None, text: str, preset: str | None = None) -> Turn:
         """Store a user message, in a new conversation, with its preset, where there is none yet."""
-        self._preset(preset)
+        self._preset(preset)  # an unknown one is refused before anything is stored
         if conversation_id is None:
             title = " ".join(text.split())
             title = title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1] + "…"

@@ -56,7 +56,7 @@ def load_presets(path: Path) -> Mapping[str, Preset]:
 
 
 def _sentence(detail: Any) -> str:
-    """`Short.temprature: extra inputs …` in words."""
+    """What is wrong, where, and what may stand there."""
     where = ".".join(str(part) for part in detail["loc"] if part != "[key]") or "the file"
     if detail["type"] == "extra_forbidden":
         return f"{where} is unknown. A preset has: {', '.join(Preset.model_fields)}."
