@@ -199,7 +199,7 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
             app = create_application(settings, store, lambda: _announce(settings, url, as_json))
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, ws="none")
             uvicorn.Server(config).run(sockets=[listener])
-    except StoreError as error:
+    except (StoreError, SettingsError) as error:
         raise CannotServe(str(error)) from error
     except refusals.BaseModelMissing as error:
         raise CannotServe(str(error)) from error

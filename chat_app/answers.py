@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chat_app.pairs import shuffle
+from chat_app.prompts import LeftOut, Prompt, fit
 from chat_app.serving.engine import MAX_SEED, EngineBroken, Sampling
 from chat_app.serving.slot import ModelSlot
 from chat_app.turns import TurnStream, merge
@@ -54,7 +55,8 @@ class Answers:
         Raises EngineError.
         """
         async with self.slot.pin() as engine, self._growing(turn_id) as stopped:
-            answer = TurnStream(engine, messages, self._seeded(sampling))
+            prompt = await fit(engine, messages, sampling)
+            answer = TurnStream(prompt, prompt.messages, self._seeded(sampling))
             try:
                 async with aclosing(merge((answer,), tick_s=TICK_S)) as growing:
                     async for _ in growing:
@@ -62,7 +64,7 @@ class Answers:
                         if stopped.is_set():
                             break
             finally:
-                keeping = self._in_background(self._keep_answer, answer.candidate(), messages, turn_id)
+                keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, turn_id)
             if answer.error is not None:
                 raise answer.error
         await asyncio.shield(keeping)
@@ -86,7 +88,8 @@ class Answers:
         async with self.slot.pin() as engine, self._growing(turn_id) as stopped:
             one = self._seeded(sampling)
             other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
-            first, second = (TurnStream(engine, messages, draw) for draw in shuffle((one, other), self._dice))
+            prompt = await fit(engine, messages, sampling)
+            first, second = (TurnStream(prompt, prompt.messages, draw) for draw in shuffle((one, other), self._dice))
             complete = False
             try:
                 async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
@@ -101,20 +104,20 @@ class Answers:
             finally:
                 if not complete:
                     for answer in (first, second):
-                        self._in_background(self._keep_answer, answer.candidate(), messages, None)
-        pair = Pair(new_id("pair"), tuple(messages), first.candidate(), second.candidate(), turn_id, self._rater, now())
-        await asyncio.shield(self._in_background(self._store.record_pair, pair))
+                        self._in_background(self._keep_answer, answer.candidate(), prompt, None)
+        pair = Pair(new_id("pair"), prompt.messages, first.candidate(), second.candidate(), turn_id, self._rater, now())
+        await asyncio.shield(self._in_background(self._keep_pair, pair, prompt))
         yield Comparison(first, second, pair)
 
-    async def make_pair(self, messages: Sequence[Message], sampling: Sampling) -> Pair:
-        """Two whole answers to `messages`, stored as a pair."""
+    async def make_pair(self, messages: Sequence[Message], sampling: Sampling) -> tuple[Pair, LeftOut]:
+        """Two whole answers to `messages`, stored as a pair, and what of the messages was not read."""
         comparison = None
         async with aclosing(self.stream_pair(messages, sampling)) as growing:
             async for grown in growing:
                 comparison = grown
         assert comparison is not None
         assert comparison.pair is not None
-        return comparison.pair
+        return comparison.pair, comparison.first.left_out
 
     @property
     def slot(self) -> ModelSlot:
@@ -170,7 +173,12 @@ class Answers:
         if not task.cancelled() and task.exception() is not None:
             log.error("An answer could not be stored: %s", task.exception())
 
-    def _keep_answer(self, candidate: Candidate, messages: Sequence[Message], turn_id: str | None) -> None:
-        self._store.record_candidate(candidate, messages, turn_id=turn_id, rater=self._rater)
+    def _keep_pair(self, pair: Pair, prompt: Prompt) -> None:
+        self._store.record_pair(pair, left_out=prompt.left_out.messages)
+
+    def _keep_answer(self, candidate: Candidate, prompt: Prompt, turn_id: str | None) -> None:
+        self._store.record_candidate(
+            candidate, prompt.messages, turn_id=turn_id, rater=self._rater, left_out=prompt.left_out.messages
+        )
         if turn_id is not None and candidate.text and candidate.finish_reason != "error":
             self._store.record_answer(turn_id, candidate.candidate_id)

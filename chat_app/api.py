@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from chat_app.data_api import Strict, data_routes
 from chat_app.operations import Operations, Refused
+from chat_app.prompts import LeftOut
 from chat_app.serving.engine import BadSampling, ContextOverflow, EngineBroken, EngineError
 from chat_app.turns import TurnStream
 from feedback_store.errors import (
@@ -82,6 +83,7 @@ class ChatBody(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
+    preset: str | None = None
     stop: str | list[str] | None = None
 
 
@@ -90,6 +92,7 @@ class PairBody(Strict):
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    preset: str | None = None
 
 
 IdempotencyKey = Annotated[str | None, Field(min_length=1, max_length=200)]
@@ -189,18 +192,25 @@ def _chat_routes(operations: Operations) -> APIRouter:
             top_p=body.top_p,
             seed=body.seed,
             stop=[body.stop] if isinstance(body.stop, str) else body.stop or (),
+            preset=body.preset,
         )
-        messages = _messages(body.messages)
+        messages = operations.asked(_messages(body.messages), body.preset)
         if not body.stream:
             turn = await operations.answers.answer(messages, sampling)
-            return JSONResponse(_completion(turn), headers={"X-Zloop-Version": turn.version})
+            return JSONResponse(_completion(turn), headers=_headers(turn))
         growing = operations.answers.stream(messages, sampling)
         first = await anext(growing)  # what fails before the first token gets a status of its own
         return StreamingResponse(
             _events(first, growing),
             media_type="text/event-stream",
-            headers={"X-Zloop-Version": first.version, "Cache-Control": "no-store"},
+            headers={**_headers(first), "Cache-Control": "no-store"},
         )
+
+    @router.get("/presets")
+    async def presets() -> dict[str, Any]:
+        """The presets by name, and the system prompt where none is chosen."""
+        found = [{"name": name, **preset.model_dump()} for name, preset in operations.presets.items()]
+        return {"presets": found, "system_prompt": operations.settings.system_prompt or None}
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -214,9 +224,20 @@ def _chat_routes(operations: Operations) -> APIRouter:
     return router
 
 
+def _headers(turn: TurnStream) -> dict[str, str]:
+    left_out = {"X-Zloop-Left-Out": str(turn.left_out.messages)} if turn.left_out.messages else {}
+    return {"X-Zloop-Version": turn.version, **left_out}
+
+
+def _left_out(left_out: LeftOut) -> dict[str, Any]:
+    """The key of an answer that was written without the whole conversation."""
+    return {"left_out": left_out.as_body()} if left_out.messages else {}
+
+
 def _completion(turn: TurnStream) -> dict[str, Any]:
     usage = turn.usage
     return {
+        **_left_out(turn.left_out),
         "id": turn.candidate_id,
         "object": "chat.completion",
         "created": int(time.time()),
@@ -239,13 +260,19 @@ def _completion(turn: TurnStream) -> dict[str, Any]:
 
 
 async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream]) -> AsyncIterator[str]:
+    said_what_is_left_out = False
+
     def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
+        nonlocal said_what_is_left_out
+        left_out = {} if said_what_is_left_out else _left_out(turn.left_out)
+        said_what_is_left_out = said_what_is_left_out or bool(left_out)
         chunk = {
             "id": turn.candidate_id,
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": turn.version,
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+            **left_out,
         }
         return f"data: {json.dumps(chunk)}\n\n"
 
@@ -272,9 +299,13 @@ def _feedback_routes(operations: Operations) -> APIRouter:
     @router.post("/pairs")
     async def pairs(body: PairBody) -> dict[str, Any]:
         """Two answers to the same messages, blind, in random order."""
-        sampling = operations.sampling(max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed)
-        pair = await operations.answers.make_pair(_messages(body.messages), sampling)
+        sampling = operations.sampling(
+            max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed, preset=body.preset
+        )
+        messages = operations.asked(_messages(body.messages), body.preset)
+        pair, left_out = await operations.answers.make_pair(messages, sampling)
         return {
+            **_left_out(left_out),
             "pair_id": pair.pair_id,
             "candidates": [
                 {"candidate_id": one.candidate_id, "text": one.text, "finish_reason": one.finish_reason}

@@ -39,7 +39,7 @@ def connected(as_json: bool, *, with_trainer: bool = False) -> "Iterator[Client]
             yield client
     except ApiRefused as error:
         refuse(str(error), as_json, error.body)
-    except StoreError as error:
+    except (StoreError, SettingsError) as error:
         refuse(str(error), as_json)
     except httpx.HTTPError as error:
         refuse(f"The server did not answer ({type(error).__name__}). Try again, or look at its log.", as_json)

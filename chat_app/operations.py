@@ -10,11 +10,12 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from chat_app.answers import Answers, Comparison
 from chat_app.data import DataOperations
 from chat_app.pairs import sentence_after, settle
+from chat_app.presets import FILE, Preset, load_presets
 from chat_app.serving.engine import Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 TITLE_CHARACTERS = 60
 RATER = "local"
+Number = TypeVar("Number", int, float)
 
 
 class Refused(Exception):
@@ -128,7 +130,8 @@ class Operations:
     """The operations of the product.
 
     `slot` is None where nothing is served (a command on the data directory); `is_due` says from the number of new
-    preferences, the threshold and whether a run is active, whether a retrain starts by itself.
+    preferences, the threshold and whether a run is active, whether a retrain starts by itself. Raises SettingsError
+    where the presets cannot be used.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class Operations:
         self._trainer = trainer
         self.answers = Answers(store, slot, RATER)
         self.data = DataOperations(settings, store, RATER, self._cancel_active)
+        self.presets = load_presets(settings.data_dir / FILE)
         self._slot = slot
         self._is_due = is_due
         self._problem: str | None = None
@@ -177,13 +181,14 @@ class Operations:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        preset: str | None = None,
     ) -> Sampling:
-        """A `Sampling` with the product's defaults where a value is None; raises `BadSampling`."""
-        defaults = Sampling()
+        """A `Sampling` with the preset's values, else the product's, where a value is None; raises `BadSampling`."""
+        chosen = self._preset(preset)
         return Sampling(
-            temperature=self.settings.temperature if temperature is None else temperature,
-            top_p=defaults.top_p if top_p is None else top_p,
-            max_tokens=self.settings.max_tokens if max_tokens is None else max_tokens,
+            temperature=_first(temperature, chosen.temperature, self.settings.temperature),
+            top_p=_first(top_p, Sampling().top_p),
+            max_tokens=_first(max_tokens, chosen.max_tokens, self.settings.max_tokens),
             seed=seed,
             stop=tuple(stop),
         )
@@ -201,6 +206,21 @@ class Operations:
             404, f"There is no model {model!r}. GET /v1/models lists those that exist; `champion` always answers."
         )
 
+    def asked(self, messages: Sequence[Message], preset: str | None = None) -> list[Message]:
+        """The messages after the system prompt of the preset, else of the settings, where they bring none."""
+        system_prompt = self._preset(preset).system_prompt or self.settings.system_prompt
+        if not system_prompt or any(message["role"] == "system" for message in messages):
+            return list(messages)
+        return [Message(role="system", content=system_prompt), *messages]
+
+    def _preset(self, name: str | None) -> Preset:
+        if name is None:
+            return Preset()
+        if name not in self.presets:
+            known = ", ".join(self.presets) or f"none; they are kept in {self.settings.data_dir / FILE}"
+            raise Refused(404, f"There is no preset {name!r}. There are: {known}.")
+        return self.presets[name]
+
     # --- conversations ---------------------------------------------------------------------------------------------
 
     def conversations(self) -> Sequence[Conversation]:
@@ -211,28 +231,47 @@ class Operations:
         """The turns of a conversation. Raises NotFound."""
         return self._store.load_conversation(conversation_id)[1]
 
-    def begin_turn(self, conversation_id: str | None, text: str) -> Turn:
-        """Store a user message, in a new conversation where there is none yet."""
+    def begin_turn(self, conversation_id: str | None, text: str, preset: str | None = None) -> Turn:
+        """Store a user message, in a new conversation, with its preset, where there is none yet."""
+        self._preset(preset)  # an unknown one is refused before anything is stored
         if conversation_id is None:
             title = " ".join(text.split())
             title = title if len(title) <= TITLE_CHARACTERS else title[: TITLE_CHARACTERS - 1] + "…"
             conversation_id = self._store.record_conversation(title, rater=RATER).conversation_id
+            if preset is not None:
+                self.choose_preset(conversation_id, preset)
         return self._store.record_turn(conversation_id, text)
+
+    def choose_preset(self, conversation_id: str, preset: str | None) -> None:
+        """The preset of a conversation's answers from now on, None for none. Raises NotFound, Refused."""
+        self._preset(preset)
+        self._store.record_preset(conversation_id, preset)
+
+    def preset_of(self, conversation_id: str) -> str | None:
+        """The preset a conversation has, where it still exists."""
+        chosen = self._store.load_preset(conversation_id)
+        return chosen if chosen in self.presets else None
 
     def reply(self, turn: Turn) -> AsyncGenerator[TurnStream, None]:
         """Answer a turn; a later answer of the same turn replaces it in the conversation."""
-        return self.answers.stream(self._history(turn), self.sampling(), turn.turn_id)
+        sampling = self.sampling(preset=self.preset_of(turn.conversation_id))
+        return self.answers.stream(self._history(turn), sampling, turn.turn_id)
 
     def compare(self, turn: Turn) -> AsyncGenerator[Comparison, None]:
         """Answer a turn twice, for a person to pick."""
-        return self.answers.stream_pair(self._history(turn), self.sampling(), turn.turn_id)
+        sampling = self.sampling(preset=self.preset_of(turn.conversation_id))
+        return self.answers.stream_pair(self._history(turn), sampling, turn.turn_id)
 
     def waiting_pair(self, turn: Turn) -> Pair | None:
         """The pair of this turn that still waits for a pick, if there is one."""
         return self._store.load_waiting_pair(turn.turn_id)
 
+    def left_out_of(self, pair: Pair) -> int:
+        """How many messages the answers of a pair were written without, for want of room."""
+        return self._store.load_left_out(pair.first.candidate_id)
+
     def _history(self, turn: Turn) -> list[Message]:
-        """What came before and the message itself. Turns nobody answered are left out."""
+        """The system prompt, what came before and the message itself. Turns nobody answered are left out."""
         messages: list[Message] = []
         for one in self.turns(turn.conversation_id):
             if one.position >= turn.position:
@@ -240,7 +279,8 @@ class Operations:
             if one.answer is not None and one.answer.text:
                 messages.append(Message(role="user", content=one.text))
                 messages.append(Message(role="assistant", content=one.answer.text))
-        return [*messages, Message(role="user", content=turn.text)]
+        messages.append(Message(role="user", content=turn.text))
+        return self.asked(messages, self.preset_of(turn.conversation_id))
 
     # --- feedback --------------------------------------------------------------------------------------------------
 
@@ -425,6 +465,11 @@ class Operations:
         except Exception as error:  # noqa: BLE001 - the pick is stored; a retrain that cannot start must not hide that
             log.warning("A retrain was due and could not start: %s", error)
             return None
+
+
+def _first(*values: Number | None) -> Number:
+    """The first value that is not None; the last one is a default."""
+    return next(value for value in values if value is not None)
 
 
 def _summary(manifest: Mapping[str, Any]) -> str:

@@ -55,6 +55,13 @@ class Settings(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, description="Sampling temperature where a request names none.")] = (
         0.5
     )
+    system_prompt: Annotated[
+        str,
+        Field(
+            max_length=20_000,
+            description="What the model is told before every conversation; empty: what its chat template says.",
+        ),
+    ] = ""
     compare_share: Annotated[
         float, Field(ge=0, le=1, description="Share of turns that show two answers when Compare is `sometimes`.")
     ] = 0.25

@@ -10,11 +10,21 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
+from typing import Protocol
 
-from chat_app.serving.engine import Chunk, Engine, EngineError, Sampling, Usage
+from chat_app.prompts import LeftOut, Prompt
+from chat_app.serving.engine import Chunk, EngineError, Sampling, Usage
 from feedback_store.records import Candidate, Message, new_id, now
 
 TICK_S = 1.0
+
+
+class Writer(Protocol):
+    """What a turn follows: an engine, or a `Prompt` in front of one."""
+
+    @property
+    def version(self) -> str: ...
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]: ...
 
 
 class TurnStream:
@@ -31,7 +41,7 @@ class TurnStream:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Writer,
         messages: Sequence[Message],
         sampling: Sampling,
         *,
@@ -54,6 +64,11 @@ class TurnStream:
 
     def __aiter__(self) -> AsyncGenerator[Chunk, None]:
         return self._chunks
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What the model did not read, for want of room; final once the first piece has come."""
+        return self._engine.left_out if isinstance(self._engine, Prompt) else LeftOut()
 
     async def aclose(self) -> None:
         """Stop the answer where it is; the engine stops writing. After the end this does nothing."""

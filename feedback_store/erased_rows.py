@@ -58,6 +58,7 @@ _GONE = {
 }
 _ROWS = {
     "titles": "conversation_id IN (FROM gone_conversations)",
+    "preset_choices": "conversation_id IN (FROM gone_conversations)",
     "answers": "turn_id IN (FROM gone_turns) OR candidate_id IN (FROM gone_candidates)",
     "turns": "turn_id IN (FROM gone_turns)",
     "conversations": "conversation_id IN (FROM gone_conversations)",

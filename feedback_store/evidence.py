@@ -122,7 +122,7 @@ def _edited(cursor: Cursor) -> Iterator[Preference]:
 def _retried(cursor: Cursor) -> Iterator[Preference]:
     """Where a person asked again and the conversation went on with the later answer: that one and the one before.
 
-    Answers that a pick settled are no retries.
+    Answers that a pick settled are no retries, nor is one to another prompt (another preset, fewer turns).
     """
     kept, given_up = (rows.columns(rows.CANDIDATE_COLUMNS, name) for name in ("kept", "given_up"))
     found = cursor.execute(
@@ -137,6 +137,7 @@ def _retried(cursor: Cursor) -> Iterator[Preference]:
         JOIN generations USING (candidate_id)
         JOIN candidates AS kept USING (candidate_id)
         JOIN candidates AS given_up ON given_up.candidate_id = ordered.before
+        JOIN generations AS earlier ON earlier.candidate_id = ordered.before AND earlier.prompt = generations.prompt
         WHERE ordered.after IS NULL AND ordered.before IS NOT NULL
         AND ordered.turn_id NOT IN (SELECT turn_id FROM pairs WHERE turn_id IS NOT NULL)
         AND {_learning("generations", "generations")}

@@ -168,6 +168,18 @@ MIGRATIONS: tuple[Migration, ...] = (
             "DROP TABLE earlier_words",
         ),
     ),
+    Migration(
+        4,
+        "what the model read",
+        (
+            # How many of the oldest messages an answer was written without, because they no longer fitted.
+            "ALTER TABLE generations ADD COLUMN left_out INTEGER DEFAULT 0",
+            # NULL: none. The latest choice of a conversation counts.
+            """CREATE TABLE preset_choices (
+                conversation_id VARCHAR NOT NULL, preset VARCHAR,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+        ),
+    ),
 )
 
 

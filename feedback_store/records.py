@@ -162,7 +162,10 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user message of a conversation with the answer it has now, if any; ``position`` counts from 0."""
+    """One user message of a conversation with the answer it has now, if any; ``position`` counts from 0.
+
+    ``left_out``: how many of the oldest messages the model did not read for that answer, for want of room.
+    """
 
     turn_id: str
     conversation_id: str
@@ -170,6 +173,7 @@ class Turn:
     text: str
     answer: Candidate | None
     created_at: datetime
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         _check_named(self, "turn_id", "conversation_id", "text")

@@ -129,10 +129,12 @@ class FeedbackStore:
         with self._database.read() as cursor:
             conversation = _load_conversation(cursor, conversation_id)
             found = cursor.execute(
-                f"""SELECT turns.turn_id, turns.position, turns.text, turns.created_at, {_CANDIDATE}
+                f"""SELECT turns.turn_id, turns.position, turns.text, turns.created_at,
+                    coalesce(generations.left_out, 0), {_CANDIDATE}
                 FROM turns LEFT JOIN (
                     SELECT turn_id, arg_max(candidate_id, event) AS candidate_id FROM answers GROUP BY ALL
                 ) AS latest USING (turn_id) LEFT JOIN candidates ON candidates.candidate_id = latest.candidate_id
+                LEFT JOIN generations ON generations.candidate_id = latest.candidate_id
                 WHERE turns.conversation_id = ? ORDER BY turns.position""",
                 [conversation_id],
             ).fetchall()
@@ -159,6 +161,24 @@ class FeedbackStore:
                 [turn_id, candidate_id, rows.stored_time(self._clock())],
             )
 
+    def record_preset(self, conversation_id: str, preset: str | None) -> None:
+        """Choose a preset by its name for a conversation's next answers, None for none; the latest choice counts."""
+        with self._database.write() as cursor:
+            _require(cursor, "conversation", conversation_id)
+            cursor.execute(
+                "INSERT INTO preset_choices (conversation_id, preset, created_at) VALUES (?, ?, ?)",
+                [conversation_id, preset, rows.stored_time(self._clock())],
+            )
+
+    def load_preset(self, conversation_id: str) -> str | None:
+        """The name of the preset a conversation has now, None where it has none."""
+        with self._database.read() as cursor:
+            found = cursor.execute(
+                "SELECT preset FROM preset_choices WHERE conversation_id = ? ORDER BY event DESC LIMIT 1",
+                [conversation_id],
+            ).fetchall()
+        return None if not found else found[0][0]
+
     # Candidates, pairs, picks
 
     def record_candidate(
@@ -168,15 +188,17 @@ class FeedbackStore:
         *,
         turn_id: str | None = None,
         rater: str = "local",
+        left_out: int = 0,
     ) -> None:
         """Keep a generated answer, and what it answered. ``Conflict`` where its id is taken.
 
-        Without the prompt a later edit or rating of it teaches nothing.
+        Without the prompt a later edit or rating of it teaches nothing. ``left_out``: how many of the oldest messages
+        are not in the prompt, for want of room.
         """
         with self._database.write() as cursor:
             _insert(cursor, "candidates", *rows.stored_candidate(candidate))
             if prompt is not None:
-                _add_generation(cursor, candidate, prompt, turn_id, rater)
+                _add_generation(cursor, candidate, prompt, turn_id, rater, left_out=left_out)
 
     def load_candidate(self, candidate_id: str) -> Candidate:
         with self._database.read() as cursor:
@@ -187,7 +209,13 @@ class FeedbackStore:
             raise NotFound("candidate", candidate_id)
         return rows.loaded_candidate(found[0])
 
-    def record_pair(self, pair: Pair) -> None:
+    def load_left_out(self, candidate_id: str) -> int:
+        """How many of the oldest messages an answer was written without."""
+        with self._database.read() as cursor:
+            found = cursor.execute("SELECT left_out FROM generations WHERE candidate_id = ?", [candidate_id]).fetchall()
+        return 0 if not found else int(found[0][0])
+
+    def record_pair(self, pair: Pair, *, left_out: int = 0) -> None:
         """Keep a pair, and its two candidates where they are not kept yet, in one transaction."""
         with self._database.write() as cursor:
             if pair.turn_id is not None:
@@ -195,7 +223,7 @@ class FeedbackStore:
             for candidate in (pair.first, pair.second):
                 if not _exists(cursor, "candidate", candidate.candidate_id):
                     _insert(cursor, "candidates", *rows.stored_candidate(candidate))
-                    _add_generation(cursor, candidate, pair.prompt, pair.turn_id, pair.rater)
+                    _add_generation(cursor, candidate, pair.prompt, pair.turn_id, pair.rater, left_out=left_out)
             cursor.execute(
                 "INSERT INTO pairs (pair_id, prompt, split, first_candidate_id, second_candidate_id, turn_id, rater, "
                 "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -497,10 +525,11 @@ def _require(cursor: Cursor, kind: str, record_id: str) -> None:
 
 
 def _add_generation(
-    cursor: Cursor, candidate: Candidate, prompt: Sequence[Message], turn_id: str | None, rater: str
+    cursor: Cursor, candidate: Candidate, prompt: Sequence[Message], turn_id: str | None, rater: str, *, left_out: int
 ) -> None:
     cursor.execute(
-        "INSERT INTO generations (candidate_id, prompt, split, turn_id, rater, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO generations (candidate_id, prompt, split, turn_id, rater, created_at, left_out) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
         [
             candidate.candidate_id,
             rows.stored_prompt(prompt),
@@ -508,6 +537,7 @@ def _add_generation(
             turn_id,
             rater,
             rows.stored_time(candidate.created_at),
+            left_out,
         ],
     )
 
@@ -568,9 +598,9 @@ def _load_conversation(cursor: Cursor, conversation_id: str) -> Conversation:
 
 
 def _turn(conversation_id: str, row: rows.Row) -> Turn:
-    (turn_id, position, text, created_at), candidate = row[:4], row[4:]
+    (turn_id, position, text, created_at, left_out), candidate = row[:5], row[5:]
     answer = None if candidate[0] is None else rows.loaded_candidate(candidate)
-    return Turn(turn_id, conversation_id, position, text, answer, rows.loaded_time(created_at))
+    return Turn(turn_id, conversation_id, position, text, answer, rows.loaded_time(created_at), left_out)
 
 
 def _load_pair(cursor: Cursor, pair_id: str) -> Pair:

@@ -68,6 +68,7 @@ def answer(text: str, version: str = "v0") -> Candidate:
 def chat(store: FeedbackStore, rater: str, words: str) -> dict[str, str]:
     """Everything a person can say, with their words in every place that takes words; the ids."""
     conversation = store.record_conversation(f"Title: {words}", rater=rater)
+    store.record_preset(conversation.conversation_id, "Short")
     turn = store.record_turn(conversation.conversation_id, f"Asked: {words}")
     first, second = answer(f"First answer: {words}"), answer(f"Second answer: {words}", "v1")
     pair = Pair(new_id("pair"), prompt(f"Asked: {words}"), first, second, turn.turn_id, rater, clock())
@@ -191,7 +192,7 @@ def test_after_an_erasure_no_file_holds_the_person(store: FeedbackStore, data_di
     assert done.counts == {
         "answers": 6, "candidates": 12, "conversations": 2, "edits": 2, "event_keys": 4, "generations": 12,
         "learning_choices": 4, "pairs": 4, "pick_keys": 2, "pick_words": 4, "picks": 4,
-        "preferences": 1, "promotions": 1, "ratings": 2, "titles": 2, "turns": 6,
+        "preferences": 1, "preset_choices": 2, "promotions": 1, "ratings": 2, "titles": 2, "turns": 6,
     }  # fmt: skip
     assert (done.snapshots, done.versions, done.runs) == ((theirs.hash,), ("v1",), (run.name,))
     assert done.backups == (f"backups/{backup.path.name}",)

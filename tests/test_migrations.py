@@ -115,3 +115,22 @@ def test_words_of_schema_2_are_found_by_their_key(tmp_path: Path) -> None:
         store.record_pick("päir", PickChoice.BOTH_BAD, rater="Ann B")
     assert ask(path, "SELECT pick, supersedes FROM picks ORDER BY event DESC LIMIT 1") == [("both_bad", "pick 2")]
     assert ask(path, "SELECT number FROM pick_words ORDER BY ALL") == [(0,), (1,), (2,), (3,)]
+
+
+def test_a_store_of_schema_3_reads_on_and_keeps_what_the_model_read(tmp_path: Path) -> None:
+    path = tmp_path / "store.duckdb"
+    run(path, MIGRATIONS[:3])
+    ask(path, "INSERT INTO conversations VALUES ('conv', TIMESTAMP '2026-11-22', 'local')")
+    ask(path, "INSERT INTO turns VALUES ('turn', 'conv', 0, 'Why?', TIMESTAMP '2026-11-22')")
+    ask(path, "INSERT INTO candidates VALUES ('cand', 'v0', 'So.', 'stop', '{}', 1, 1.0, TIMESTAMP '2026-11-22')")
+    ask(path, "INSERT INTO answers (turn_id, candidate_id, created_at) VALUES ('turn', 'cand', now())")
+    ask(
+        path,
+        "INSERT INTO generations (candidate_id, prompt, split, turn_id, rater, created_at) "
+        "VALUES ('cand', [{'role': 'user', 'content': 'Why?'}], 'train', 'turn', 'local', now())",
+    )
+    with FeedbackStore.open(path) as store:
+        (turn,) = store.load_conversation("conv")[1]
+        assert (turn.left_out, store.load_left_out("cand"), store.load_preset("conv")) == (0, 0, None)
+        store.record_preset("conv", "Short")
+        assert store.load_preset("conv") == "Short"

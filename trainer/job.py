@@ -31,7 +31,7 @@ from trainer.errors import Diverged, JobError, NothingToTrainOn, TrainerError, W
 from trainer.gguf_adapter import write_gguf_adapter
 from trainer.recipe import Recipe, from_mapping
 from trainer.runs import Run, RunConfig
-from trainer.tokens import tokenise
+from trainer.tokens import as_read, tokenise
 
 FIRST_LOSS = math.log(2)
 FIRST_LOSS_TOLERANCE = 1e-3
@@ -150,7 +150,7 @@ def _make_trainer(
     return DPOTrainer(
         model=str(base_dir),
         args=arguments,
-        train_dataset=Dataset.from_list([_row(preference) for preference in preferences]),
+        train_dataset=Dataset.from_list([_row(as_read(tokenizer, preference)) for preference in preferences]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"

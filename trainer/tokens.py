@@ -1,4 +1,7 @@
-"""A pair as token ids, by the base's chat template: what `job.py` counts and `evaluate.py` scores.
+"""A pair as the model reads it: control text broken, then token ids by the base's chat template.
+
+`job.py` trains on `as_read` and counts with `tokenise`, `evaluate.py` scores with `tokenise`; the chat breaks control
+text the same way (`feedback_store/control_text.py`), so that a prompt has the same tokens where it is served.
 
 The same cut as TRL's DPOTrainer makes, so that a pair is judged on the tokens it is trained on: the answer starts
 where prompt and prompt + answer part, and ends with what the template puts after an answer.
@@ -7,9 +10,11 @@ where prompt and prompt + answer part, and ends with what the template puts afte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+from feedback_store.control_text import neutralise, neutralised, tokenizer_markers
 from feedback_store.records import Message, Preference
 
 
@@ -22,8 +27,26 @@ class PairTokens:
     rejected: list[int]
 
 
+@lru_cache(maxsize=2)
+def markers(tokenizer: Any) -> frozenset[str]:
+    """What must not stand in a text as it is; found out once for a tokenizer."""
+    return tokenizer_markers(tokenizer)
+
+
+def as_read(tokenizer: Any, preference: Preference) -> Preference:
+    """The preference with control text broken in its prompt and in both answers."""
+    broken = markers(tokenizer)
+    return replace(
+        preference,
+        prompt=tuple(neutralised(preference.prompt, broken)),
+        chosen=neutralise(preference.chosen, broken),
+        rejected=neutralise(preference.rejected, broken),
+    )
+
+
 def tokenise(tokenizer: Any, preference: Preference, max_length: int) -> PairTokens:
     """Token ids of one preference; answers are cut so that prompt + answer is `max_length` at most."""
+    preference = as_read(tokenizer, preference)
     prompt = _ids(tokenizer, preference.prompt, add_generation_prompt=True)
     chosen = _ids(tokenizer, (*preference.prompt, Message(role="assistant", content=preference.chosen)))
     rejected = _ids(tokenizer, (*preference.prompt, Message(role="assistant", content=preference.rejected)))

@@ -68,13 +68,14 @@ class EngineBusy(EngineError):
 
 
 class ContextOverflow(EngineError):
-    """The conversation has more tokens than the model can read."""
+    """The conversation has more tokens than the model can read; `kept_for_answer` of them may be the answer's."""
 
-    def __init__(self, prompt_tokens: int, limit: int) -> None:
+    def __init__(self, prompt_tokens: int, limit: int, kept_for_answer: int = 0) -> None:
         self.prompt_tokens = prompt_tokens
         self.limit = limit
+        kept = f" and {kept_for_answer} of them are kept for the answer" if kept_for_answer else ""
         super().__init__(
-            f"the conversation has {prompt_tokens} tokens, the model reads at most {limit}: "
+            f"the conversation has {prompt_tokens} tokens, the model reads at most {limit}{kept}: "
             "start a new conversation or shorten the message"
         )
 
@@ -195,6 +196,11 @@ class Engine(Protocol):
 
     async def prompt_tokens(self, messages: Sequence[Message]) -> int | None:
         """The tokens of the prompt these messages make; None where the engine cannot say. Raises EngineError."""
+
+    async def control_markers(self) -> frozenset[str]:
+        """What must not stand in a message as it is: special tokens and role markers, made by
+        `feedback_store.control_text`; its `FLOOR` where the engine cannot say. Raises EngineError.
+        """
 
     async def check(self) -> None:
         """Write a few tokens for real. Raises EngineError when that fails."""

@@ -31,6 +31,8 @@ from chat_app.serving.engine import (
     ServedVersion,
     Usage,
 )
+from chat_app.serving.gguf_metadata import special_tokens
+from feedback_store.control_text import PROBES, control_markers
 from feedback_store.records import Message
 
 CONTEXT_TOKENS = 8192  # shared by all streams of an engine
@@ -51,6 +53,7 @@ class LlamaEngine:
         self._served = served
         self._process = process
         self._client = client
+        self._markers: frozenset[str] | None = None
 
     @property
     def version(self) -> str:
@@ -91,8 +94,18 @@ class LlamaEngine:
 
     async def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """The tokens of the prompt these messages make. Raises EngineError."""
-        prompt = str((await self._ask("/apply-template", {"messages": list(messages)}))["prompt"])
+        prompt = await self._render(messages)
         return len((await self._ask("/tokenize", {"content": prompt, "add_special": True}))["tokens"])
+
+    async def control_markers(self) -> frozenset[str]:
+        """From the tokens in the GGUF file and the chat template as the server renders it; found out once."""
+        if self._markers is None:
+            rendered = []
+            for probe in PROBES:
+                with suppress(EngineRefused):  # a template may refuse a role
+                    rendered.append(await self._render(probe))
+            self._markers = await asyncio.to_thread(_control_markers, self._served, rendered)
+        return self._markers
 
     async def check(self) -> None:
         """Write up to 8 tokens greedily and see that the adapter is loaded. Raises EngineError."""
@@ -115,6 +128,10 @@ class LlamaEngine:
             raise EngineBroken(f"{self.version} does not say which adapters it has loaded: {error!r}") from error
         if [(entry["path"], entry["scale"]) for entry in loaded] != [(str(adapter_gguf), 1.0)]:
             raise EngineStartFailed(f"{self.version} must serve the adapter {adapter_gguf}, the server has {loaded}")
+
+    async def _render(self, messages: Sequence[Message]) -> str:
+        """The prompt that these messages make, as text. Raises EngineError."""
+        return str((await self._ask("/apply-template", {"messages": list(messages)}))["prompt"])
 
     async def _ask(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         try:
@@ -191,6 +208,14 @@ async def build_llama_engine(served: ServedVersion, *, log_dir: Path, threads: i
             raise _start_failure(served.version, error, log_path, log_start) from error
         raise
     return LlamaEngine(served, process, client)
+
+
+def _control_markers(served: ServedVersion, rendered: Sequence[str]) -> frozenset[str]:
+    assert served.base_gguf is not None
+    try:
+        return control_markers(*special_tokens(served.base_gguf), rendered)
+    except (OSError, ValueError) as error:
+        raise EngineBroken(f"the control tokens of {served.version} cannot be read: {error}") from error
 
 
 def _ensure_log(log_dir: Path, version: str) -> tuple[Path, int]:

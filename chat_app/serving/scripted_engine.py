@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 
 from chat_app.serving.engine import Chunk, EngineBroken, EngineStartFailed, Sampling, ServedVersion, Usage
+from feedback_store.control_text import FLOOR
 from feedback_store.records import Message
 
 _THOUGHTS = (
@@ -61,6 +62,9 @@ class ScriptedEngine:
     async def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Words stand for tokens here."""
         return sum(len(message["content"].split()) for message in messages)
+
+    async def control_markers(self) -> frozenset[str]:
+        return FLOOR
 
     async def check(self) -> None:
         """Write eight words and see that they name the version. Raises EngineStartFailed."""

@@ -14,6 +14,7 @@ import gradio as gr
 
 from chat_app.answers import Comparison
 from chat_app.operations import Operations, Refused
+from chat_app.prompts import left_out_sentence
 from chat_app.serving.engine import EngineError
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
@@ -30,6 +31,7 @@ PICKS = (
 REASONS = ("clearer", "correct", "shorter", "tone", "safer")
 LONGEST_MESSAGE = 20_000
 STOPPED = "Stopped. What was written so far is kept; Retry asks again."
+LEFT_OUT = "The model reads the newest part of a long conversation. Nothing is lost: the conversation keeps everything."
 WAITING = "Which answer is better? Use a button, or its key."
 
 Updates = dict[Any, Any]
@@ -84,6 +86,10 @@ class ChatPage:
                     self.reasons = gr.CheckboxGroup(REASONS, label="Why? (optional, before you pick)", container=False)
                 self.note = gr.Markdown(elem_id="note")
                 with gr.Row(elem_id="composer"):
+                    self.preset = gr.Dropdown(
+                        [("No preset", ""), *self.operations.presets], value="", show_label=False, scale=1,
+                        min_width=180, filterable=False, elem_id="preset", visible=bool(self.operations.presets),
+                    )  # fmt: skip
                     self.box = gr.Textbox(
                         placeholder="Message…", show_label=False, lines=1, max_lines=8, scale=6, autofocus=True,
                         elem_id="message", max_length=LONGEST_MESSAGE,
@@ -99,7 +105,7 @@ class ChatPage:
         view = [
             self.bar, self.conversation, self.remembered, self.threads, self.thread, self.pair, self.pair_box,
             self.first, self.second, *self.picks.values(), self.reasons, self.note, self.box, self.send, self.stop,
-            self.retry, self.teach,
+            self.retry, self.teach, self.preset,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         streaming: dict[str, Any] = {**quiet, "concurrency_id": "answers", "concurrency_limit": 8}
@@ -107,7 +113,8 @@ class ChatPage:
         page.load(self.open_page, [self.remembered], view, **quiet)
         sending = gr.on(
             [self.send.click, self.box.submit], self.say,
-            [self.box, self.conversation, self.compare, self.pair, self.teach], view, trigger_mode="once", **streaming,
+            [self.box, self.conversation, self.compare, self.pair, self.teach, self.preset], view,
+            trigger_mode="once", **streaming,
         )  # fmt: skip
         retrying = self.retry.click(self.again, [self.conversation, self.compare, self.pair], view, **streaming)
         self.stop.click(self.end, [self.conversation], [self.note], **quiet)
@@ -119,6 +126,7 @@ class ChatPage:
             )
         self.thread.like(self.rate, [self.conversation], [self.note], **quiet)
         self.thread.edit(self.rewrite, [self.conversation], view, **quiet)
+        self.preset.input(self.choose_preset, [self.conversation, self.preset], [self.note], **quiet)
         self.teach.input(self.choose_learning, [self.conversation, self.teach], [self.note], **quiet)
 
     # --- opening ---------------------------------------------------------------------------------------------------
@@ -137,8 +145,8 @@ class ChatPage:
 
     # --- talking ---------------------------------------------------------------------------------------------------
 
-    async def say(
-        self, text: str, conversation_id: str, compare: str, pair_id: str, teach: bool = True
+    async def say(  # noqa: PLR0917 - Gradio hands over the inputs by position
+        self, text: str, conversation_id: str, compare: str, pair_id: str, teach: bool = True, preset: str = ""
     ) -> AsyncGenerator[Updates, None]:
         """Store the message, then stream one answer or two."""
         if pair_id:
@@ -148,10 +156,10 @@ class ChatPage:
             yield {self.note: "Write a message first."}
             return
         try:
-            turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text)
+            turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text, preset or None)
             if not conversation_id and not teach:
                 self.operations.data.record_learning("conversation", turn.conversation_id, False)
-        except StoreError as error:
+        except (StoreError, Refused) as error:
             raise gr.Error(str(error)) from error
         async with aclosing(self._streamed(turn, compare)) as updates:
             async for update in updates:
@@ -180,12 +188,14 @@ class ChatPage:
                 async with aclosing(self.operations.compare(turn)) as growing:
                     async for comparison in growing:
                         stopped = comparison.pair is None
-                        yield self._comparing(comparison)
+                        left_out = _left_out(comparison.first.left_out.messages)
+                        yield self._comparing(comparison) | {self.thread: [*before, asked, *left_out]}
             else:
                 async with aclosing(self.operations.reply(turn)) as growing_one:
                     async for answer in growing_one:
                         stopped = answer.finish_reason is None
-                        yield {self.thread: [*before, asked, {"role": "assistant", "content": answer.text or "…"}]}
+                        said = {"role": "assistant", "content": answer.text or "…"}
+                        yield {self.thread: [*before, asked, *_left_out(answer.left_out.messages), said]}
         except (EngineError, StoreError, Refused) as error:
             yield self._shown(turn.conversation_id) | {self.note: f"No answer: {error}"}
             return
@@ -219,7 +229,7 @@ class ChatPage:
 
     def rate(self, conversation_id: str, event: gr.LikeData) -> str:
         """Thumbs on one answer of the thread."""
-        rated = self._candidate_ids(conversation_id).get(
+        rated = self._candidate_ids(conversation_id, lines=True).get(
             event.index if isinstance(event.index, int) else event.index[0]
         )
         if rated is None:
@@ -231,6 +241,8 @@ class ChatPage:
         """A person's rewrite of an answer teaches; the conversation keeps what the model wrote."""
         index = event.index if isinstance(event.index, int) else event.index[0]
         rewritten = self._candidate_ids(conversation_id).get(index)
+        if rewritten is None and index in self._candidate_ids(conversation_id, lines=True):
+            return {self.conversation: conversation_id}  # the line above an answer, handed in beside it
         if rewritten is None or not str(event.value).strip():
             return self._shown(conversation_id) | {self.note: "Only an answer can be rewritten, and not to nothing."}
         self.operations.record_edit(rewritten, str(event.value))
@@ -243,6 +255,12 @@ class ChatPage:
         if conversation_id:
             self.operations.data.record_learning("conversation", conversation_id, teach)
         return "This conversation may teach." if teach else "Nothing of this conversation will teach."
+
+    def choose_preset(self, conversation_id: str, preset: str) -> str:
+        """How the next answers are written; a conversation not begun yet remembers it at its first turn."""
+        if conversation_id:
+            self.operations.choose_preset(conversation_id, preset or None)
+        return f"The next answers follow “{preset}”." if preset else "The next answers follow no preset."
 
     # --- views -----------------------------------------------------------------------------------------------------
 
@@ -260,30 +278,35 @@ class ChatPage:
         updates = self._at_rest(conversation_id) | {self.thread: messages, self.note: ""}
         pair = self.operations.waiting_pair(turns[-1]) if turns else None
         if pair is not None:
-            updates |= self._waiting(pair)
+            left_out = _left_out(self.operations.left_out_of(pair))
+            updates |= self._waiting(pair) | {self.thread: [*messages, *left_out]}
         elif turns and turns[-1].answer is None:
             updates |= {self.note: "The last message has no answer yet. Retry asks again."}
         elif turns and turns[-1].answer is not None and turns[-1].answer.finish_reason == "length":
             updates |= {self.note: "The answer was cut at the longest length allowed."}
         return updates
 
-    def _messages(self, conversation_id: str, before: Turn | None = None) -> list[dict[str, str]]:
-        shown: list[dict[str, str]] = []
+    def _messages(self, conversation_id: str, before: Turn | None = None) -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = []
         for turn in self.operations.turns(conversation_id):
             if before is not None and turn.position >= before.position:
                 break
             shown.append({"role": "user", "content": turn.text})
             if turn.answer is not None:
+                shown += _left_out(turn.left_out)
                 shown.append({"role": "assistant", "content": turn.answer.text or "*(an empty answer)*"})
         return shown
 
-    def _candidate_ids(self, conversation_id: str) -> dict[int, str]:
-        """Message index in the thread → the candidate shown there."""
+    def _candidate_ids(self, conversation_id: str, *, lines: bool = False) -> dict[int, str]:
+        """Message index in the thread → the candidate shown there. `lines`: the line above an answer counts as it."""
         ids: dict[int, str] = {}
         index = 0
         for turn in self.operations.turns(conversation_id):
             index += 1
             if turn.answer is not None:
+                if turn.left_out:
+                    ids |= {index: turn.answer.candidate_id} if lines else {}
+                    index += 1
                 ids[index] = turn.answer.candidate_id
                 index += 1
         return ids
@@ -303,6 +326,7 @@ class ChatPage:
             self.send: gr.Button(interactive=True),
             self.stop: gr.Button(interactive=False),
             self.retry: gr.Button(interactive=True),
+            self.preset: (conversation_id and self.operations.preset_of(conversation_id)) or "",
             self.teach: not conversation_id or self.operations.data.learns_from(conversation_id),
             **{button: gr.Button(interactive=False) for button in self.picks.values()},
         }
@@ -331,8 +355,8 @@ class ChatPage:
         return {
             self.pair: pair.pair_id,
             self.pair_box: gr.Column(visible=True),
-            self.first: _answer(1, pair.first.text),
-            self.second: _answer(2, pair.second.text),
+            self.first: _answer(1, pair.first.text, pair.first.finish_reason),
+            self.second: _answer(2, pair.second.text, pair.second.finish_reason),
             self.note: WAITING,
             self.box: gr.Textbox(interactive=False),
             self.send: gr.Button(interactive=False),
@@ -344,5 +368,14 @@ class ChatPage:
         return [(one.title or "Untitled", one.conversation_id) for one in self.operations.conversations()]
 
 
-def _answer(number: int, text: str) -> str:
-    return f"#### Answer {number}\n\n{text or '…'}"
+def _answer(number: int, text: str, finish_reason: str | None = None) -> str:
+    cut = "\n\n*(cut at the longest length allowed)*" if finish_reason == "length" else ""
+    return f"#### Answer {number}\n\n{text or '…'}{cut}"
+
+
+def _left_out(messages: int) -> list[dict[str, Any]]:
+    """The line above an answer for which the beginning of the conversation was not read: a message of its own."""
+    if not messages:
+        return []
+    line = {"title": left_out_sentence(messages), "status": "done"}  # done: it stays folded
+    return [{"role": "assistant", "content": LEFT_OUT, "metadata": line}]

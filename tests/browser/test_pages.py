@@ -268,6 +268,38 @@ def test_a_rewritten_answer_teaches_and_the_conversation_keeps_what_was_written(
     assert "How do I fold a swan?" in rows
 
 
+def test_a_preset_is_chosen_and_the_page_says_what_no_longer_fitted(
+    browser: Browser, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "presets.yaml").write_text("Kind words:\n  system_prompt: Be kind.\n  max_tokens: 16\n")
+    long = "red green blue one two three " * 150  # the tiny model reads 2048 tokens, two of these are more
+    with serving(tmp_path, model=tiny, compare_share=0) as running:
+        context = browser.new_context(base_url=running.url, viewport=PHONE)
+        page = context.new_page()
+        page.set_default_timeout(SOON)
+        open_chat(page)
+        compare(page, "never")
+        page.locator("#preset input").click()
+        page.get_by_role("option", name="Kind words").click()
+        expect(page.locator("#note")).to_contain_text("follow “Kind words”")
+        for number in ("First", "Second"):
+            say(page, f"{number}: {long}")
+            wait_for_the_answer(page)
+        line = "The first 2 messages no longer fit and were left out of this answer."
+        expect(page.locator("#conversation")).to_contain_text(line)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        page.reload()
+        expect(page.locator("#conversation")).to_contain_text(line)
+        expect(page.locator("#preset input")).to_have_value("Kind words")
+        page.locator("#conversation").get_by_label("Like", exact=True).last.click()
+        expect(page.locator("#note")).to_contain_text("your rating is saved")
+        prompts = "SELECT prompt[1].content, len(prompt), left_out FROM generations ORDER BY event"
+        assert running.post("/v1/query", {"sql": prompts})["rows"] == [["Be kind.", 2, 0], ["Be kind.", 2, 2]]
+        page.get_by_role("button", name="+ New").click()
+        expect(page.locator("#preset input")).to_have_value("No preset")
+        context.close()
+
+
 def test_the_data_section_counts_previews_backs_up_and_asks_twice_before_it_erases(page: Page) -> None:
     page.goto("/admin/")
     page.get_by_text("Data: how people judge").click()
