@@ -36,6 +36,16 @@ class Builder:
         return [engine.version for engine in self.built if engine.is_alive]
 
 
+class Clock:
+    """A clock that a test moves on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class FailsItsCheck(ScriptedEngine):
     async def check(self) -> None:
         raise EngineStartFailed("gibberish")
@@ -76,7 +86,7 @@ def test_it_serves_what_it_was_started_with() -> None:
 def test_streams_in_flight_finish_on_the_version_they_began_with() -> None:
     async def run() -> None:
         build = Builder(delay_s=0.005)
-        slot = ModelSlot(build)
+        slot = ModelSlot(build, keep_warm=False)
         await slot.start(V1)
         before = [asyncio.create_task(said(slot, seed)) for seed in range(8)]
         await asyncio.sleep(0.02)
@@ -123,7 +133,7 @@ def test_no_answer_is_lost_while_swaps_go_on() -> None:
 def test_an_engine_pinned_twice_is_closed_after_the_second_stream_only() -> None:
     async def run() -> None:
         build = Builder()
-        slot = ModelSlot(build)
+        slot = ModelSlot(build, keep_warm=False)
         await slot.start(V1)
         async with slot.pin() as first:
             async with slot.pin() as second:
@@ -192,7 +202,7 @@ def test_whatever_fails_before_the_flip_leaves_the_old_engine_serving(stage: str
 def test_concurrent_swaps_run_one_after_the_other() -> None:
     async def run() -> None:
         build = Builder(build_s=0.01)
-        slot = ModelSlot(build)
+        slot = ModelSlot(build, keep_warm=False)
         await slot.start(V1)
         before = await asyncio.gather(slot.swap(V2), slot.swap(V3), slot.swap(V1))
         assert before == ["v1", "v2", "v3"]
@@ -267,13 +277,15 @@ def test_a_dead_engine_is_built_again_once_for_all_who_wait(caplog: pytest.LogCa
 def test_a_rebuild_that_fails_is_told_to_all_who_wait_and_tried_again_later() -> None:
     async def run() -> None:
         build = Builder(build_s=0.02)
-        slot = ModelSlot(build)
+        clock = Clock()
+        slot = ModelSlot(build, clock=clock)
         await slot.start(V1)
         await build.built[0].close()
         build.fail = True
         results = await asyncio.gather(*(said(slot) for _ in range(3)), return_exceptions=True)
         assert all(isinstance(result, EngineStartFailed) for result in results)
         build.fail = False
+        clock.now += 1
         assert "v1" in await said(slot)
         await slot.close()
 
@@ -296,7 +308,7 @@ def test_a_dead_engine_does_not_stand_in_the_way_of_a_swap() -> None:
 
 def test_an_old_engine_is_closed_when_its_streams_take_too_long(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
-        slot = ModelSlot(Builder(delay_s=0.05), drain_s=0.1)
+        slot = ModelSlot(Builder(delay_s=0.05), drain_s=0.1, keep_warm=False)
         await slot.start(V1)
         slow = asyncio.create_task(said(slot))
         await asyncio.sleep(0.02)
