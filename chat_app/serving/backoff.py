@@ -1,4 +1,4 @@
-"""When to bring back what died: at once the first time, then after 1, 2, 4 … 60 s. Nothing waits here; `slot.py` asks."""
+"""When to bring back what died: at once the first time, then after 1, 2, 4 … 60 s. Asked by `slot.py`; nothing waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Backoff:
         """Seconds until the next try is due; 0 where it is due now."""
         if self.tries == 0 or self._has_been_steady:
             return 0.0
-        return max(0.0, self._ended + min(LONGEST_S, FIRST_S * 2 ** (self.tries - 1)) - self._clock())
+        return max(0.0, self._ended + min(LONGEST_S, FIRST_S * 2.0 ** (self.tries - 1)) - self._clock())
 
     def note(self, *, lives: bool) -> None:
         """A try has ended; the pause counts from here."""

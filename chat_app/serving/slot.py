@@ -114,8 +114,8 @@ class ModelSlot:
     @property
     def versions(self) -> tuple[str, ...]:
         """Every version that can be pinned now, the champion first."""
-        beside = (one.version for one in self._beside.values() if one.engine.is_alive or one.version != self._warm)
-        return () if self._champion is None else (self._champion.version, *beside)
+        beside = [one for one in list(self._beside.values()) if one.engine.is_alive or one.version != self._warm]
+        return () if self._champion is None else (self._champion.version, *(one.version for one in beside))
 
     @property
     def is_ready(self) -> bool:
@@ -183,7 +183,7 @@ class ModelSlot:
         await self._unstoppable(self._serve_beside(served))
 
     async def release(self, version: str) -> None:
-        """Serve a version beside the champion no longer; its streams may end. Raises VersionNotServed, EngineRefused."""
+        """Serve a version beside the champion no longer; its streams may end. Raises EngineRefused."""
         async with self._lock:
             if version == self.version:
                 raise EngineRefused(f"{version} is the champion: promote another version instead of releasing it")

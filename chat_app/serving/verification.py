@@ -123,7 +123,7 @@ async def _check_canary(engine: Engine, canary: Canary) -> None:
 
 
 async def _beginning(engine: Engine, canary: Canary) -> str:
-    """As much of the greedy answer as the canary knows; white space in front, which engines treat differently, is cut."""
+    """As much of the greedy answer as the canary knows, without the white space that some engines put in front."""
     wanted, said = len(canary.begins.lstrip()), ""
     async with aclosing(engine.stream(canary.messages, Sampling(temperature=0, max_tokens=CANARY_TOKENS))) as chunks:
         async for chunk in chunks:
