@@ -222,9 +222,8 @@ def create_application(settings: Settings, store: FeedbackStore, on_ready: Calla
     from chat_app.ui.mount import mount_pages
 
     room = TrainerRoom(settings, store)
-    operations = Operations(
-        settings, store, room, ModelSlot(engine_builder(settings), keep_warm=settings.keep_warm), schedule.is_due
-    )
+    slot = ModelSlot(engine_builder(settings), keep_warm=settings.keep_warm)
+    operations = Operations(settings, store, room, slot, schedule.is_due)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

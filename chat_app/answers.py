@@ -52,10 +52,10 @@ class Answers:
         turn_id: str | None = None,
         version: str | None = None,
     ) -> AsyncGenerator[TurnStream, None]:
-        """Answer `messages` by the champion, or a version served beside it: yields the growing answer; at the end it is stored, with the turn if any.
+        """Answer `messages`: yields the growing answer; at the end it is stored, with the turn if any.
 
-        The version is pinned at the start. Leaving early, or `stop`, stores what was written, as `cancelled`.
-        Raises EngineError.
+        The champion, or a version served beside it, is pinned at the start. Leaving early, or `stop`, stores what was
+        written, as `cancelled`. Raises EngineError.
         """
         async with self.slot.pin(version) as engine, self._growing(turn_id) as stopped:
             answer = TurnStream(engine, messages, self._seeded(sampling))

@@ -195,7 +195,7 @@ def _chat_routes(operations: Operations) -> APIRouter:
 
     @router.post("/chat/completions")
     async def chat_completions(body: ChatBody) -> Response:
-        """Answer by the champion, or by a version served beside it; with `stream`, as server-sent events that end with `[DONE]`."""
+        """Answer by the champion or a version served beside it; with `stream`, as events that end with `[DONE]`."""
         version = operations.require_served(body.model)
         sampling = operations.sampling(
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,

@@ -29,8 +29,7 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many opt
 Processes = Annotated[int | None, typer.Option(min=1, help="Data-parallel processes (default: one per GPU, else one).")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default: the recipe's).")]
 Maintenance = Annotated[
-    bool,
-    typer.Option("--maintenance", help="Where two models do not fit: let answers wait while one follows the other."),
+    bool, typer.Option("--maintenance", help="Where two models do not fit: one after the other, answers wait.")
 ]
 FOLLOW_EVERY_S = 1.0
 
@@ -128,9 +127,8 @@ def promote(
 ) -> None:
     """Make a version the champion. Replies in flight finish on the version they began with."""
     with connected(as_json) as client:
-        result = client.request(
-            "POST", f"/v1/versions/{version}/promote", {"reason": reason, "maintenance": maintenance}
-        )
+        body = {"reason": reason, "maintenance": maintenance}
+        result = client.request("POST", f"/v1/versions/{version}/promote", body)
     show(result, as_json, f"The champion is {result['champion']} now; before it was {result['previous']}.")
 
 

@@ -57,8 +57,8 @@ class NeedsMaintenance(Refused):
         self.limit_s = limit_s
         super().__init__(
             409,
-            f"There is no room for two models ({error}). To serve {version} the present one must end first: repeat with "
-            f'{{"maintenance": true}} (zloop: --maintenance). New answers will then wait up to {limit_s:g} s.',
+            f"There is no room for two models ({error}). To serve {version} the present one must end first: repeat "
+            f'with {{"maintenance": true}} (zloop: --maintenance). New answers will then wait up to {limit_s:g} s.',
         )
 
 

@@ -1,4 +1,4 @@
-"""Canaries: how a version begins its greedy answers to fixed questions, so that a server can see it serves that version.
+"""Canaries: how a version begins its greedy answers to fixed questions, so that a server can see it serves it.
 
 Recorded by `evaluate.py`, in the child that has the weights; kept in evaluation.json; checked before a swap by whoever
 serves. An answer is kept up to the first token that was no clear winner: engines differ by up to 0.14 nats on the same
@@ -42,7 +42,8 @@ def _clear_beginning(model: Any, tokenizer: Any, messages: list[Message]) -> str
     ids = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )["input_ids"].to(model.device)
-    special, answer, cache = set(tokenizer.all_special_ids), [], None
+    special, cache = set(tokenizer.all_special_ids), None
+    answer: list[int] = []
     with torch.inference_mode():
         while len(answer) < MAX_TOKENS:
             seen = model(input_ids=ids, past_key_values=cache, use_cache=True)

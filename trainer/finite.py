@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FLOATS = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_FLOATS: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 _BFLOAT16, _BFLOAT16_EXPONENT = "BF16", 0x7F80
 
 
@@ -37,7 +37,7 @@ def _safetensors(path: Path) -> list[tuple[str, NDArray[Any]]]:
     header.pop("__metadata__", None)
     found = []
     for name, entry in header.items():
-        kind = np.dtype("<u2") if entry["dtype"] == _BFLOAT16 else _FLOATS.get(entry["dtype"])
+        kind: np.dtype[Any] | None = np.dtype("<u2") if entry["dtype"] == _BFLOAT16 else _FLOATS.get(entry["dtype"])
         if kind is not None:
             begin, end = entry["data_offsets"]
             found.append((name, np.frombuffer(content[start + begin : start + end], kind)))

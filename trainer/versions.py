@@ -77,7 +77,7 @@ class Versions:
             ) from error
 
     def verify(self, version: str) -> VersionManifest:
-        """Re-derive every hash and see that all weights are finite. Raises VersionNotFound, VersionDamaged: the file."""
+        """Re-derive every hash, look for weights that are not finite. Raises VersionNotFound, VersionDamaged."""
         manifest = self.load(version)
         for name, expected in manifest.files.items():
             path = self.directory / version / name
@@ -85,8 +85,9 @@ class Versions:
                 raise VersionDamaged(f"Version {version}: {name} is missing. Restore a backup or train again.")
             if sha256_of(path) != expected:
                 raise VersionDamaged(f"Version {version}: {name} is not the file that was published. Restore a backup.")
-            if path.suffix in (".safetensors", ".gguf"):
-                _require_finite(version, path)
+        for name in manifest.files:
+            if name.endswith((".safetensors", ".gguf")):
+                _require_finite(version, self.directory / version / name)
         return manifest
 
     def canaries(self, version: str) -> list[dict[str, Any]]:
@@ -189,7 +190,8 @@ def _require_finite(version: str, path: Path) -> None:
         raise VersionDamaged(f"Version {version}: {path.name} cannot be read ({error}). Train again.") from error
     if tensor is not None:
         raise VersionDamaged(
-            f"Version {version}: {path.name} holds numbers that are not finite, in {tensor}. It cannot answer: train again."
+            f"Version {version}: {path.name} holds numbers that are not finite, in {tensor}. "
+            "It cannot answer: train again."
         )
 
 

@@ -1,4 +1,4 @@
-"""When to bring back what died: at once the first time, then after 1, 2, 4 … 60 s. Asked by `slot.py`; nothing waits."""
+"""When to bring back what died: at once the first time, then after 1, 2, 4 … 60 s. Asked by `slot.py`."""
 
 from __future__ import annotations
 
