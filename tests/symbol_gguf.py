@@ -101,17 +101,24 @@ def symbol_adapter(path: Path, number: int, *, hidden: int = HIDDEN) -> Path:
 
 
 def publish_symbol_version(
-    versions_dir: Path, number: int, base: str, *, canary: int | None = None, prompt: str = PROMPT, hidden: int = HIDDEN
+    versions_dir: Path,
+    number: int,
+    base: str,
+    *,
+    canaries: bool = True,
+    canary: int | None = None,
+    prompt: str = PROMPT,
+    hidden: int = HIDDEN,
 ) -> str:
-    """Publish `v<number>` as the trainer would. `canary`: another version's answer stands in its evaluation."""
+    """Publish `v<number>` as the trainer would; with `canary`, another version's answer stands in its evaluation."""
     version = f"v{number}"
     begins = symbol_of(number if canary is None else canary) * 8
-    canaries = [{"messages": [{"role": "user", "content": QUESTION}], "prompt": prompt, "begins": begins}]
+    recorded = [{"messages": [{"role": "user", "content": QUESTION}], "prompt": prompt, "begins": begins}]
     with new_directory(versions_dir / version) as directory:
         symbol_adapter(directory / "adapter.gguf", number, hidden=hidden)
         (directory / "adapter").mkdir()
         save_file({"lora_A": np.ones((1, 4), dtype=np.float32)}, directory / "adapter" / "adapter_model.safetensors")
-        write_json(directory / "evaluation.json", {"canaries": canaries})
+        write_json(directory / "evaluation.json", {"canaries": recorded if canaries else []})
         files = {name: sha256_of(directory / name) for name in FILES}
         manifest = VersionManifest(
             version=version,

@@ -104,7 +104,7 @@ def test_200_swaps_under_32_streams_lose_nothing_and_leave_nothing() -> None:
         gc.collect()
         assert engines.open == 2  # the champion, and the one before it, warm
         assert (len(asyncio.all_tasks()), open_files()) == before
-        assert sum(isinstance(thing, ScriptedEngine) for thing in gc.get_objects()) < 10
+        assert sum(type(thing) is ScriptedEngine for thing in gc.get_objects()) < 10
         await slot.close()
         assert engines.open == 0
 
