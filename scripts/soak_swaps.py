@@ -214,8 +214,8 @@ def report(options: argparse.Namespace, results: tuple[Heard, Heard, Weight, Wei
     return f"""# Swaps under streams
 
 `make soak-swaps`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), engine
-`{options.engine}`, {options.streams} streams of {TOKENS} tokens at once over HTTP. Every version writes a letter of its own; one that is
-swapped in is new each time. The client shares the cores with the server.
+`{options.engine}`, {options.streams} streams of {TOKENS} tokens at once over HTTP. Every version writes a letter of its
+own; one that is swapped in is new each time. The client shares the cores with the server.
 
 | | streams | {" | ".join(wrong)} | turned away | between tokens, median ms | p99 ms | first token, median ms |
 |---|---|---|---|---|---|---|---|---|---|
