@@ -1,10 +1,11 @@
 """Canaries: how a version begins its greedy answers to fixed questions, so that a server can see it serves it.
 
 Recorded by `evaluate.py`, in the child that has the weights; kept in evaluation.json; checked before a swap by whoever
-serves. An answer is kept up to the first token that was no clear winner: engines differ by up to 0.14 nats on the same
-weights, so what won by `CLEAR_NATS` wins everywhere.
+serves. An answer is kept up to the first token that was no clear winner: on the same weights the lead of the winner was
+seen to differ by up to 0.53 nats between transformers and llama.cpp (embedded model), so `CLEAR_NATS` win everywhere.
 
-Not covered: whether the answers are any good.
+They find what is grossly wrong: another template, another base, broken or no weights. Two versions that differ little
+may begin alike; which files are served is what the hashes say. Not covered: whether the answers are any good.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 from feedback_store.records import Message
 
 QUESTIONS = (
-    "What is the capital of France?",
-    "Count from one to ten.",
-    "Repeat after me: the sky is blue.",
-    "What colour is fresh grass?",
-    "Write one sentence about the sea.",
-    "How many days does a week have?",
+    "Say the days of the week in order.",
+    "Write a Python function that adds two numbers.",
+    "Explain what a database is.",
+    "Who was Albert Einstein?",
+    "Write an e-mail that declines a meeting.",
+    "What is the largest ocean?",
 )
 MAX_TOKENS = 16
 CLEAR_NATS = 1.0
