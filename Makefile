@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store clean
+.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store soak-swaps clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -43,6 +43,10 @@ bench-first-token: setup-dev  ## first-token time idle and while a run trains �
 bench-store: setup-dev  ## picks a second, imports, snapshots, statistics → docs/benchmarks/
 	$(BIN)/python scripts/bench_store.py picks --there 0 1000000
 	$(BIN)/python scripts/bench_data.py
+
+soak-swaps: setup-dev  ## 200 swaps under 32 streams, 8 kinds of failing swap ten times each → docs/benchmarks/ (minutes)
+	$(BIN)/python scripts/soak_swaps.py
+	FAILING_SWAPS=10 $(BIN)/python -m pytest tests/test_failing_swaps.py
 
 clean:           ## remove the environment (never the data directory)
 	rm -rf .venv build *.egg-info

@@ -20,7 +20,7 @@ from typing import Any
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
 from chat_app.operations import Operations
-from chat_app.serving.engine import Engine, ServedVersion
+from chat_app.serving.engine import Canary, Engine, ServedVersion
 from chat_app.settings import Settings, SettingsError, load_settings
 from feedback_store import snapshots
 from feedback_store.backup import list_backups, verify_backup
@@ -94,18 +94,22 @@ class TrainerRoom:
         return [base, *published]
 
     def served(self, version: str) -> ServedVersion:
-        """What the engine needs to serve `version`, every hash checked. Raises VersionDamaged, VersionNotFound."""
+        """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound."""
         if version == BASE_VERSION:
             return ServedVersion(version, self._base.gguf)
-        self.supervisor.versions.verify(version)
-        return ServedVersion(version, self._base.gguf, self.supervisor.versions.adapter_gguf(version))
+        versions = self.supervisor.versions
+        versions.verify(version)
+        canaries = tuple(
+            Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in versions.canaries(version)
+        )
+        return ServedVersion(version, self._base.gguf, versions.adapter_gguf(version), canaries=canaries)
 
     def evaluate(self, version: str, against: str) -> dict[str, Any]:
         evaluation = self.supervisor.evaluate(version, against)
         return {
             "version": version,
             "against": against,
-            "evaluation": {key: value for key, value in evaluation.items() if key != "results"},
+            "evaluation": {key: value for key, value in evaluation.items() if key not in ("results", "canaries")},
             "verdict": decide(evaluation, against, version).as_dict(),
         }
 
@@ -218,7 +222,8 @@ def create_application(settings: Settings, store: FeedbackStore, on_ready: Calla
     from chat_app.ui.mount import mount_pages
 
     room = TrainerRoom(settings, store)
-    operations = Operations(settings, store, room, ModelSlot(engine_builder(settings)), schedule.is_due)
+    slot = ModelSlot(engine_builder(settings), keep_warm=settings.keep_warm)
+    operations = Operations(settings, store, room, slot, schedule.is_due)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

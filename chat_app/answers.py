@@ -47,14 +47,18 @@ class Answers:
         self._dice = random.SystemRandom()
 
     async def stream(
-        self, messages: Sequence[Message], sampling: Sampling, turn_id: str | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        turn_id: str | None = None,
+        version: str | None = None,
     ) -> AsyncGenerator[TurnStream, None]:
-        """Answer `messages` by the champion: yields the growing answer; at the end it is stored, with the turn if any.
+        """Answer `messages`: yields the growing answer; at the end it is stored, with the turn if any.
 
-        The version is pinned at the start. Leaving early, or `stop`, stores what was written, as `cancelled`.
-        Raises EngineError.
+        The champion, or a version served beside it, is pinned at the start. Leaving early, or `stop`, stores what was
+        written, as `cancelled`. Raises EngineError.
         """
-        async with self.slot.pin() as engine, self._growing(turn_id) as stopped:
+        async with self.slot.pin(version) as engine, self._growing(turn_id) as stopped:
             prompt = await fit(engine, messages, sampling)
             answer = TurnStream(prompt, prompt.messages, self._seeded(sampling))
             try:
@@ -69,10 +73,10 @@ class Answers:
                 raise answer.error
         await asyncio.shield(keeping)
 
-    async def answer(self, messages: Sequence[Message], sampling: Sampling) -> TurnStream:
+    async def answer(self, messages: Sequence[Message], sampling: Sampling, version: str | None = None) -> TurnStream:
         """Answer `messages` whole; stored like a streamed one."""
         answer = None
-        async with aclosing(self.stream(messages, sampling)) as growing:
+        async with aclosing(self.stream(messages, sampling, version=version)) as growing:
             async for grown in growing:
                 answer = grown
         assert answer is not None  # an engine's stream ends with a finish_reason or raises

@@ -6,6 +6,7 @@ become one JSON shape. Accounts do not exist yet, so every rater is `local` and 
 
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -20,7 +21,14 @@ from starlette.exceptions import HTTPException
 from chat_app.data_api import Strict, data_routes
 from chat_app.operations import Operations, Refused
 from chat_app.prompts import LeftOut
-from chat_app.serving.engine import BadSampling, ContextOverflow, EngineBroken, EngineError
+from chat_app.serving.engine import (
+    BadSampling,
+    ContextOverflow,
+    EngineBroken,
+    EngineBusy,
+    EngineError,
+    VersionNotServed,
+)
 from chat_app.turns import TurnStream
 from feedback_store.errors import (
     BadImport,
@@ -46,6 +54,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 STATUSES: dict[type[Exception], int] = {
     BadSampling: 400,
     ContextOverflow: 413,
+    VersionNotServed: 409,
     EngineBroken: 503,
     EngineError: 503,
     NotFound: 404,
@@ -133,6 +142,11 @@ class SnapshotBody(Strict):
 
 class PromoteBody(Strict):
     reason: Annotated[str, Field(max_length=2_000)] = ""
+    maintenance: bool = False
+
+
+class RollbackBody(Strict):
+    maintenance: bool = False
 
 
 class EvaluationBody(Strict):
@@ -184,8 +198,8 @@ def _chat_routes(operations: Operations) -> APIRouter:
 
     @router.post("/chat/completions")
     async def chat_completions(body: ChatBody) -> Response:
-        """Answer by the champion; with `stream`, as server-sent events that end with `[DONE]`."""
-        operations.require_served(body.model)
+        """Answer by the champion or a version served beside it; with `stream`, as events that end with `[DONE]`."""
+        version = operations.require_served(body.model)
         sampling = operations.sampling(
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             temperature=body.temperature,
@@ -196,9 +210,9 @@ def _chat_routes(operations: Operations) -> APIRouter:
         )
         messages = operations.asked(_messages(body.messages), body.preset)
         if not body.stream:
-            turn = await operations.answers.answer(messages, sampling)
+            turn = await operations.answers.answer(messages, sampling, version)
             return JSONResponse(_completion(turn), headers=_headers(turn))
-        growing = operations.answers.stream(messages, sampling)
+        growing = operations.answers.stream(messages, sampling, version=version)
         first = await anext(growing)  # what fails before the first token gets a status of its own
         return StreamingResponse(
             _events(first, growing),
@@ -391,20 +405,35 @@ def _loop_routes(operations: Operations) -> APIRouter:
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:
-        """The champion and every version with its state."""
-        return {"champion": operations.champion(), "versions": operations.version_rows()}
+        """The champion, what is served now, and every version with its state."""
+        return {
+            "champion": operations.champion(),
+            "served": operations.served_versions(),
+            "versions": operations.version_rows(),
+        }
 
     @router.post("/versions/{version}/promote")
     async def promote(version: str, body: PromoteBody | None = None) -> dict[str, Any]:
         """Make a version the champion: started beside, checked, then swapped in without dropping a reply."""
-        champion, previous = await operations.promote(version, reason=body.reason if body else "")
+        body = body or PromoteBody()
+        champion, previous = await operations.promote(version, reason=body.reason, maintenance=body.maintenance)
         return {"champion": champion, "previous": previous}
 
     @router.post("/rollback")
-    async def rollback(_: Nothing | None = None) -> dict[str, Any]:
+    async def rollback(body: RollbackBody | None = None) -> dict[str, Any]:
         """Go back to the champion before this one."""
-        champion, previous = await operations.rollback()
+        champion, previous = await operations.rollback(maintenance=body is not None and body.maintenance)
         return {"champion": champion, "previous": previous}
+
+    @router.post("/versions/{version}/serve")
+    async def serve(version: str, _: Nothing | None = None) -> dict[str, Any]:
+        """Serve a version beside the champion, for who names it as `model`."""
+        return {"served": await operations.serve_beside(version)}
+
+    @router.post("/versions/{version}/release")
+    async def release(version: str, _: Nothing | None = None) -> dict[str, Any]:
+        """Serve it beside the champion no longer."""
+        return {"served": await operations.release(version)}
 
     @router.post("/evaluations")
     def evaluations(body: EvaluationBody) -> dict[str, Any]:
@@ -454,7 +483,8 @@ def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> Non
         if status >= 500:
             log.warning("%s: %s", type(error).__name__, error)
         extra = error.run.as_body() if hasattr(error, "run") else {}
-        return _error_response(status, str(error), extra=extra)
+        retry_after_s = math.ceil(error.retry_after_s) if isinstance(error, EngineBusy) else None
+        return _error_response(status, str(error), extra=extra, retry_after_s=retry_after_s)
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)

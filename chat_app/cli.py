@@ -28,6 +28,9 @@ app = typer.Typer(
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after this many optimizer steps (default: the recipe's).")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Data-parallel processes (default: one per GPU, else one).")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the run (default: the recipe's).")]
+Maintenance = Annotated[
+    bool, typer.Option("--maintenance", help="Where two models do not fit: one after the other, answers wait.")
+]
 FOLLOW_EVERY_S = 1.0
 
 
@@ -119,19 +122,21 @@ def versions(as_json: Json = False) -> None:
 def promote(
     version: Annotated[str, typer.Argument(help="The version that is to answer from now on.")],
     reason: Annotated[str, typer.Option(help="Why; kept with the promotion.")] = "",
+    maintenance: Maintenance = False,
     as_json: Json = False,
 ) -> None:
     """Make a version the champion. Replies in flight finish on the version they began with."""
     with connected(as_json) as client:
-        result = client.request("POST", f"/v1/versions/{version}/promote", {"reason": reason})
+        body = {"reason": reason, "maintenance": maintenance}
+        result = client.request("POST", f"/v1/versions/{version}/promote", body)
     show(result, as_json, f"The champion is {result['champion']} now; before it was {result['previous']}.")
 
 
 @app.command()
-def rollback(as_json: Json = False) -> None:
+def rollback(maintenance: Maintenance = False, as_json: Json = False) -> None:
     """Go back to the champion before this one."""
     with connected(as_json) as client:
-        result = client.request("POST", "/v1/rollback", {})
+        result = client.request("POST", "/v1/rollback", {"maintenance": maintenance})
     show(result, as_json, f"Rolled back to {result['champion']} from {result['previous']}.")
 
 

@@ -16,7 +16,7 @@ from chat_app.answers import Answers, Comparison
 from chat_app.data import DataOperations
 from chat_app.pairs import sentence_after, settle
 from chat_app.presets import FILE, Preset, load_presets
-from chat_app.serving.engine import Sampling, ServedVersion
+from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
@@ -50,6 +50,18 @@ class Refused(Exception):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+class NeedsMaintenance(Refused):
+    """There is no room for two engines: the swap must be asked for again, with `maintenance`."""
+
+    def __init__(self, version: str, error: NoRoom, limit_s: float) -> None:
+        self.limit_s = limit_s
+        super().__init__(
+            409,
+            f"There is no room for two models ({error}). To serve {version} the present one must end first: repeat "
+            f'with {{"maintenance": true}} (zloop: --maintenance). New answers will then wait up to {limit_s:g} s.',
+        )
 
 
 class RunHandle(Protocol):
@@ -193,14 +205,18 @@ class Operations:
             stop=tuple(stop),
         )
 
-    def require_served(self, model: str) -> None:
-        """Refuse a `model` that is not the one that answers."""
-        serving = self.answers.slot.version
-        if model in ("champion", serving):
-            return
+    def require_served(self, model: str) -> str | None:
+        """The version to pin for `model`, None for the champion. Refuses one that is not being served."""
+        serving = self.answers.slot.versions
+        if model == "champion":
+            return None
+        if model in serving:
+            return model
         if model in (manifest["version"] for manifest in self._trainer.manifests()):
             raise Refused(
-                409, f"{model} is not being served: {serving} is. Promote {model} first, or ask for `champion`."
+                409,
+                f"{model} is not being served; these are: {', '.join(serving)}. "
+                f"Promote {model}, serve it beside, or ask for `champion`.",
             )
         raise Refused(
             404, f"There is no model {model!r}. GET /v1/models lists those that exist; `champion` always answers."
@@ -377,6 +393,10 @@ class Operations:
         """The version of the last promotion."""
         return self._store.champion()
 
+    def served_versions(self) -> tuple[str, ...]:
+        """The versions that answer now, the champion's engine first."""
+        return () if self._slot is None else self._slot.versions
+
     def rollback_target(self) -> str | None:
         """The version a rollback would bring back, if there is one."""
         return self._store.rollback_target()
@@ -398,31 +418,47 @@ class Operations:
             rows.append({**manifest, "state": state, "summary": _summary(manifest)})
         return rows
 
-    async def promote(self, version: str, *, reason: str = "") -> tuple[str, str]:
+    async def promote(self, version: str, *, reason: str = "", maintenance: bool = False) -> tuple[str, str]:
         """Make `version` the champion; returns (champion, previous).
 
         Where a model is served: the new engine starts beside the old one, is checked, and only then is the promotion
         recorded and the reference flipped. If anything fails, the old version serves on and nothing is recorded.
+        Raises NeedsMaintenance where there is no room for both; with `maintenance` answers wait while one follows the
+        other.
         """
         async with self._promoting:
             previous = self.champion()
             if version == previous:
                 raise Refused(409, f"{version} is the champion already.")
-            await self._serve(version, lambda: self._record_promotion(version, "promote", reason))
+            await self._serve(version, lambda: self._record_promotion(version, "promote", reason), maintenance)
         return version, previous
 
-    async def rollback(self) -> tuple[str, str]:
-        """Go back to the champion before this one; returns (champion, previous)."""
+    async def rollback(self, *, maintenance: bool = False) -> tuple[str, str]:
+        """Go back to the champion before this one; returns (champion, previous). `maintenance`: see `promote`."""
         async with self._promoting:
             previous, target = self.champion(), self.rollback_target()
             if target is None:
                 raise Refused(409, f"There is nothing to roll back to: {previous} is the first champion.")
             await self._serve(
-                target, lambda: self._record_promotion(target, "rollback", f"rolled back from {previous}")
+                target,
+                lambda: self._record_promotion(target, "rollback", f"rolled back from {previous}"),
+                maintenance,
             )
         return target, previous
 
-    async def _serve(self, version: str, record: Callable[[], None]) -> None:
+    async def serve_beside(self, version: str) -> tuple[str, ...]:
+        """Serve a version beside the champion, for who asks for it by name; returns all that are served."""
+        slot = self.answers.slot
+        served = await asyncio.to_thread(self._trainer.served, version)
+        await slot.serve_beside(served)
+        return slot.versions
+
+    async def release(self, version: str) -> tuple[str, ...]:
+        """Serve a version beside the champion no longer; returns all that are served. Raises VersionNotServed."""
+        await self.answers.slot.release(version)
+        return self.answers.slot.versions
+
+    async def _serve(self, version: str, record: Callable[[], None], maintenance: bool) -> None:
         served = await asyncio.to_thread(self._trainer.served, version)
 
         async def commit() -> None:
@@ -431,7 +467,10 @@ class Operations:
         if self._slot is None or self._slot.version == version:
             await commit()
         else:
-            await self._slot.swap(served, commit)
+            try:
+                await self._slot.swap(served, commit, maintenance=maintenance)
+            except NoRoom as error:
+                raise NeedsMaintenance(version, error, self._slot.maintenance_limit_s) from error
         self._problem = None
 
     def _record_promotion(self, version: str, kind: str, reason: str) -> None:
@@ -445,7 +484,7 @@ class Operations:
         return Status(
             champion=self.champion(),
             serving=self._slot.version if self._slot is not None and self._slot.is_ready else None,
-            problem=self._problem,
+            problem=self._problem or (self._slot.problem if self._slot is not None else None),
             new_preferences=self._new_preferences(),
             retrain_every=self.settings.retrain_every,
             counts=self._store.counts(),

@@ -36,6 +36,9 @@ class Settings(BaseModel):
     model: Annotated[
         str, Field(min_length=1, description="The base model: `auto` (the embedded one) or the path of a GGUF file.")
     ] = "auto"
+    keep_warm: Annotated[
+        bool, Field(description="Keep the engine of the champion before, so that a rollback takes no time.")
+    ] = True
     retrain_every: Annotated[
         int,
         Field(

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from server import Server, serving
+from symbol_gguf import publish_symbol_version
 
 QUESTION = "How do I begin?"
 
@@ -243,3 +244,34 @@ def test_a_reader_who_leaves_mid_stream_harms_nobody(tmp_path: Path) -> None:
         ):
             next(answer.iter_lines())
         assert slow.chat(QUESTION)["choices"][0]["finish_reason"] == "stop"
+
+
+def test_versions_are_promoted_kept_warm_served_beside_and_named_in_every_answer(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        publish_symbol_version(tmp_path / "versions", number, "smollm2-135m-instruct", canaries=False)
+
+    def asked(server: Server, model: str) -> tuple[str, str]:
+        body = {"messages": [{"role": "user", "content": "Hello"}], "model": model}
+        answer = server.http.post("/v1/chat/completions", json=body)
+        assert answer.is_success, answer.text
+        version = answer.headers["X-Zloop-Version"]
+        assert f"This is {version}," in answer.json()["choices"][0]["message"]["content"]
+        return answer.json()["model"], version
+
+    with serving(tmp_path, engine="scripted", retrain_every=0) as server:
+        status, refusal = server.refused(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "model": "v1"}
+        )
+        assert (status, "v1 is not being served; these are: v0." in refusal["error"]["message"]) == (409, True)
+        assert server.post("/v1/versions/v1/promote", {"reason": "better"}) == {"champion": "v1", "previous": "v0"}
+        assert server.get("/v1/versions")["served"] == ["v1", "v0"]
+        assert server.post("/v1/versions/v3/serve") == {"served": ["v1", "v0", "v3"]}
+        for model, version in (("champion", "v1"), ("v1", "v1"), ("v0", "v0"), ("v3", "v3")):
+            assert asked(server, model) == (version, version)
+        assert server.post("/v1/versions/v3/release") == {"served": ["v1", "v0"]}
+        assert server.refused("/v1/versions/v3/release")[0] == 409
+        assert server.refused("/v1/versions/v9/serve")[0] == 404
+        assert server.post("/v1/versions/v2/promote", {"maintenance": True})["champion"] == "v2"
+        assert server.post("/v1/rollback", {"maintenance": True}) == {"champion": "v1", "previous": "v2"}
+        assert server.get("/v1/versions")["served"] == ["v1", "v2"]
+        assert server.refused("/v1/rollback", {"whatever": 1})[0] == 422

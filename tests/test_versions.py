@@ -3,8 +3,13 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from test_runs import config
 
 from feedback_store.durable import write_json
@@ -21,6 +26,17 @@ def versions(tmp_path: Path) -> Versions:
     return Versions(tmp_path / "versions")
 
 
+def write_adapter(directory: Path, values: NDArray[Any]) -> None:
+    """An adapter of one tensor, in both forms."""
+    save_file({"lora_A": values}, directory / "adapter" / "adapter_model.safetensors")
+    writer = GGUFWriter(directory / "adapter.gguf", "llama")
+    writer.add_tensor("lora_a", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def trained_run(tmp_path: Path, run_id: str = "run_20261122-231500_aaaa", practice: str | None = None) -> Run:
     """A run directory as the children leave it, the weights made up."""
     snapshot = {"hash": "abc", "directory": "x", "planned_steps": 4, "train_rows": 30, "held_out_rows": 2}
@@ -28,8 +44,7 @@ def trained_run(tmp_path: Path, run_id: str = "run_20261122-231500_aaaa", practi
     run = Run.create(tmp_path / "runs", replace(config(snapshot=snapshot), run_id=run_id, practice=practice))
     (run.directory / "adapter").mkdir()
     (run.directory / "adapter" / "adapter_config.json").write_text("{}")
-    (run.directory / "adapter" / "adapter_model.safetensors").write_bytes(run_id.encode())
-    (run.directory / "adapter.gguf").write_bytes(b"gguf")
+    write_adapter(run.directory, np.full((2, 4), len(run_id), dtype=np.float32))
     base = tmp_path / "base"
     base.mkdir(exist_ok=True)
     write_json(base / "zephyr_base.json", {"sha256": "f00", "dequantized_from": "Q4_1", "licence": "apache-2.0"})
@@ -58,7 +73,8 @@ def test_published_whole_and_verified(tmp_path: Path, versions: Versions) -> Non
         "adapter/adapter_model.safetensors",
         "evaluation.json",
     }
-    assert versions.adapter_gguf("v1").read_bytes() == b"gguf"
+    assert versions.adapter_gguf("v1").read_bytes() == (run.directory / "adapter.gguf").read_bytes()
+    assert versions.canaries("v1") == []
     assert (versions.adapter_directory("v1") / "adapter_config.json").is_file()
 
 
@@ -137,3 +153,30 @@ def test_damage_is_found_and_named(tmp_path: Path, versions: Versions) -> None:
     (versions.directory / "v2" / "manifest.json").write_text("{")
     with pytest.raises(VersionDamaged, match=r"manifest\.json"):
         versions.verify("v2")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "adapter.gguf"])
+def test_weights_that_are_not_finite_are_found_although_the_hash_is_right(
+    tmp_path: Path, versions: Versions, value: float, name: str
+) -> None:
+    run = trained_run(tmp_path)
+    values = np.zeros((3, 5), dtype=np.float32)
+    write_adapter(run.directory, values)
+    good = {path: path.read_bytes() for path in run.directory.rglob("adapter*.*")}
+    values[2, 3] = value
+    write_adapter(run.directory, values)
+    for path, content in good.items():
+        if path != run.directory / name:
+            path.write_bytes(content)
+    versions.publish(run, "v1", VERDICT)
+    with pytest.raises(VersionDamaged, match=rf"{Path(name).name} holds numbers that are not finite, in lora_"):
+        versions.verify("v1")
+
+
+def test_a_file_that_is_no_adapter_is_damage_too(tmp_path: Path, versions: Versions) -> None:
+    run = trained_run(tmp_path)
+    (run.directory / "adapter" / "adapter_model.safetensors").write_bytes(b"no weights at all")
+    versions.publish(run, "v1", VERDICT)
+    with pytest.raises(VersionDamaged, match=r"adapter_model\.safetensors cannot be read"):
+        versions.verify("v1")

@@ -52,7 +52,7 @@ def build_tiny_gguf(path: Path, seed: int = 0) -> Path:
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_vocab_size(VOCABULARY)
-    _copy_tokenizer(GGUFReader(source), writer)
+    copy_tokenizer(GGUFReader(source), writer, VOCABULARY)
     for name, tensor in _weights(np.random.default_rng(seed)).items():
         writer.add_tensor(name, np.ascontiguousarray(tensor, dtype=np.float32))
     writer.write_header_to_file()
@@ -67,22 +67,24 @@ def tiny_base(path: Path, seed: int = 0) -> BaseModel:
     return BaseModel("tiny", build_tiny_gguf(path, seed))
 
 
-def _copy_tokenizer(reader: GGUFReader, writer: GGUFWriter) -> None:
-    """Copy all `tokenizer.*` metadata with the first `VOCABULARY` tokens and the merges that make them.
+def copy_tokenizer(reader: GGUFReader, writer: GGUFWriter, vocabulary: int, chat_template: str | None = None) -> None:
+    """Copy all `tokenizer.*` metadata with the first `vocabulary` tokens and the merges that make them.
 
     Tokens of a byte-level BPE stand in the order of their merges, so a shorter list is a tokenizer too.
     """
     tokens: list[str] = reader.fields["tokenizer.ggml.tokens"].contents()
     merges: list[str] = reader.fields["tokenizer.ggml.merges"].contents()
     cut = {
-        "tokenizer.ggml.tokens": VOCABULARY,
-        "tokenizer.ggml.token_type": VOCABULARY,
-        "tokenizer.ggml.merges": VOCABULARY - (len(tokens) - len(merges)),
+        "tokenizer.ggml.tokens": vocabulary,
+        "tokenizer.ggml.token_type": vocabulary,
+        "tokenizer.ggml.merges": vocabulary - (len(tokens) - len(merges)),
     }
     for key, field in reader.fields.items():
         if key.startswith("tokenizer."):
             value, kind = field.contents(), field.types[0]
             inner = field.types[1] if kind == GGUFValueType.ARRAY else None
+            if key == "tokenizer.chat_template" and chat_template is not None:
+                value = chat_template
             writer.add_key_value(key, value[: cut[key]] if key in cut else value, kind, inner)
 
 

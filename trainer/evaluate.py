@@ -2,6 +2,7 @@
 
 A pair is a win where the candidate favours `chosen` over `rejected` more than the champion does: the sign of the DPO
 margin with the champion as the reference. Within `TIE_NATS` it is a tie. The base is a champion too (adapter off).
+Beside it, `canaries.py` records how the candidate begins its answers, for whoever will serve it.
 Started by `launch.py`; by hand: `python -m trainer.evaluate RUN_DIR`, which reads RUN_DIR/comparison.json.
 
 Not covered: generated answers, length-controlled win rates, judges (the full gate is later work).
@@ -21,6 +22,7 @@ from feedback_store.errors import StoreError
 from feedback_store.records import Preference
 from feedback_store.snapshots import load_preferences
 from trainer.base_model import BaseModel, ensure_base
+from trainer.canaries import record_canaries
 from trainer.errors import JobError, TrainerError
 from trainer.tokens import PairTokens, tokenise
 
@@ -33,8 +35,10 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     """Score every pair with both versions. `comparison` is comparison.json, written by `cycle.py`."""
     rows, skipped = pick_pairs(load_preferences(Path(comparison["held_out"])), comparison["held_out_pairs"]), 0
     results: list[dict[str, Any]] = []
-    if rows:
+    canaries: list[dict[str, Any]] = []
+    if rows or comparison["candidate"]["adapter"]:
         scorer = _Scorer(comparison)
+        canaries = scorer.canaries()
         since = time.time()
         for preference in rows:
             difference = scorer.difference(preference)
@@ -51,6 +55,7 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
         "beta": comparison["beta"],
         "precision": comparison["precision"],
         "snapshot": comparison["snapshot"],
+        "canaries": canaries,
         "results": results,
     }
 
@@ -117,6 +122,13 @@ class _Scorer:
         if not tokens.chosen or not tokens.rejected:
             return None
         return self._preference_of(CANDIDATE, tokens) - self._preference_of(CHAMPION, tokens)
+
+    def canaries(self) -> list[dict[str, Any]]:
+        """How the candidate begins its answers, for whoever will serve it; none of the base, which has no adapter."""
+        if CANDIDATE not in self._adapters:
+            return []
+        self._model.set_adapter(CANDIDATE)
+        return record_canaries(self._model, self._tokenizer)
 
     def _preference_of(self, name: str, tokens: PairTokens) -> float:
         if name in self._adapters:

@@ -25,6 +25,7 @@ from typing import Any
 from feedback_store.durable import new_directory, read_json, sha256_of, write_json
 from trainer.base_model import base_provenance
 from trainer.errors import VersionDamaged, VersionNotFound
+from trainer.finite import non_finite_tensor
 from trainer.runs import Run, summary
 
 MANIFEST = "manifest.json"
@@ -76,7 +77,7 @@ class Versions:
             ) from error
 
     def verify(self, version: str) -> VersionManifest:
-        """Re-derive every hash. Raises VersionNotFound, VersionDamaged naming the file."""
+        """Re-derive every hash, look for weights that are not finite. Raises VersionNotFound, VersionDamaged."""
         manifest = self.load(version)
         for name, expected in manifest.files.items():
             path = self.directory / version / name
@@ -84,7 +85,16 @@ class Versions:
                 raise VersionDamaged(f"Version {version}: {name} is missing. Restore a backup or train again.")
             if sha256_of(path) != expected:
                 raise VersionDamaged(f"Version {version}: {name} is not the file that was published. Restore a backup.")
+        for name in manifest.files:
+            if name.endswith((".safetensors", ".gguf")):
+                _require_finite(version, self.directory / version / name)
         return manifest
+
+    def canaries(self, version: str) -> list[dict[str, Any]]:
+        """What `canaries.py` recorded of it; none of a version from before there were any. Raises VersionNotFound."""
+        self.load(version)
+        evaluation = read_json(self.directory / version / "evaluation.json") or {}
+        return list(evaluation.get("canaries", []))
 
     def adapter_gguf(self, version: str) -> Path:
         """The file llama-server loads beside the base. Raises VersionNotFound."""
@@ -169,6 +179,20 @@ def model_card(run: Run, manifest: VersionManifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _require_finite(version: str, path: Path) -> None:
+    try:
+        tensor = non_finite_tensor(path)
+    except ImportError:
+        return  # without gguf, as where nothing is trained; the other form holds the same tensors
+    except (ValueError, LookupError, TypeError) as error:
+        raise VersionDamaged(f"Version {version}: {path.name} cannot be read ({error}). Train again.") from error
+    if tensor is not None:
+        raise VersionDamaged(
+            f"Version {version}: {path.name} holds numbers that are not finite, in {tensor}. "
+            "It cannot answer: train again."
+        )
 
 
 def _manifest(run: Run, version: str, verdict: dict[str, Any], files: dict[str, str]) -> VersionManifest:

@@ -7,6 +7,7 @@
     ├── EngineBroken        a stream ended without a finish_reason, or the engine is gone
     │   └── EngineTimeout   nothing came within the time allowed
     ├── EngineRefused       the engine answered with an error that is none of the others
+    │   └── VersionNotServed   that version is not among those that are served now
     ├── EngineBusy          too many requests: here, or at the engine; says when to come back
     ├── ContextOverflow     the conversation is longer than the model can read
     └── BadSampling         a sampling value outside its limits
@@ -21,7 +22,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from feedback_store.records import Message
 
@@ -56,6 +57,10 @@ class EngineTimeout(EngineBroken):
 
 class EngineRefused(EngineError):
     """The engine answered a request with an error of its own."""
+
+
+class VersionNotServed(EngineRefused):
+    """That version is not among those that are served now."""
 
 
 class EngineBusy(EngineError):
@@ -155,10 +160,12 @@ class Canary:
     """A prompt, and how its greedy answer begins where the version is served as it was evaluated.
 
     `begins` ends before the first token that was no clear winner, so that engines which round otherwise agree on it.
+    `prompt` is what the chat template made of the messages; None where that is not always the same text.
     """
 
     messages: tuple[Message, ...]
     begins: str
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +214,14 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop for ever; running streams break. Closing twice does nothing."""
+
+
+@runtime_checkable
+class ShowsPrompt(Protocol):
+    """What an engine can do beside the port: show what its chat template makes of messages."""
+
+    async def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The prompt, without a first token that the tokenizer adds by itself. Raises EngineError."""
 
 
 EngineBuilder = Callable[[ServedVersion], Awaitable[Engine]]

@@ -27,11 +27,13 @@ from chat_app.serving.engine import (
     EngineError,
     EngineRefused,
     EngineStartFailed,
+    NoRoom,
     Sampling,
     ServedVersion,
     Usage,
 )
 from chat_app.serving.gguf_metadata import special_tokens
+from chat_app.serving.memory import available_bytes, cache_bytes
 from feedback_store.control_text import PROBES, control_markers
 from feedback_store.records import Message
 
@@ -41,6 +43,7 @@ START_LIMIT_S = 120.0
 STOP_LIMIT_S = 5.0
 SILENCE_LIMIT_S = 300.0  # between two pieces of a stream, waiting for a free server slot included
 LOG_LINES = 12
+SERVER_BYTES = 64 * 2**20  # what a server takes beside model and cache (measured on the embedded model)
 # Fixed beside temperature and top_p, so that an answer does not depend on the server's defaults.
 TOP_K = 40
 MIN_P = 0.05
@@ -92,9 +95,13 @@ class LlamaEngine:
             )
         yield Chunk("", finish_reason, usage)
 
+    async def prompt_text(self, messages: Sequence[Message]) -> str:
+        """What the model's chat template makes of these messages. Raises EngineError."""
+        return str((await self._ask("/apply-template", {"messages": list(messages)}))["prompt"])
+
     async def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """The tokens of the prompt these messages make. Raises EngineError."""
-        prompt = await self._render(messages)
+        prompt = await self.prompt_text(messages)
         return len((await self._ask("/tokenize", {"content": prompt, "add_special": True}))["tokens"])
 
     async def control_markers(self) -> frozenset[str]:
@@ -103,7 +110,7 @@ class LlamaEngine:
             rendered = []
             for probe in PROBES:
                 with suppress(EngineRefused):  # a template may refuse a role
-                    rendered.append(await self._render(probe))
+                    rendered.append(await self.prompt_text(probe))
             self._markers = await asyncio.to_thread(_control_markers, self._served, rendered)
         return self._markers
 
@@ -128,10 +135,6 @@ class LlamaEngine:
             raise EngineBroken(f"{self.version} does not say which adapters it has loaded: {error!r}") from error
         if [(entry["path"], entry["scale"]) for entry in loaded] != [(str(adapter_gguf), 1.0)]:
             raise EngineStartFailed(f"{self.version} must serve the adapter {adapter_gguf}, the server has {loaded}")
-
-    async def _render(self, messages: Sequence[Message]) -> str:
-        """The prompt that these messages make, as text. Raises EngineError."""
-        return str((await self._ask("/apply-template", {"messages": list(messages)}))["prompt"])
 
     async def _ask(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         try:
@@ -187,13 +190,15 @@ async def build_llama_engine(served: ServedVersion, *, log_dir: Path, threads: i
 
     `threads` None: one core is left to everything else. The server's threads wait for each other by spinning, so where
     one of them must share its core with busy processes, all of them slow down, and two are slower than one.
-    The server's own words go to `log_dir/llama-<version>.log`. Raises EngineStartFailed with the last of them.
+    The server's own words go to `log_dir/llama-<version>.log`. Raises EngineStartFailed with the last of them, and
+    NoRoom before anything is started.
     """
     if served.base_gguf is None:
         raise EngineStartFailed(f"{served.version} has no GGUF file of its base: the embedded engine cannot serve it")
     for path in (served.base_gguf, served.adapter_gguf):
         if path is not None and not path.is_file():
             raise EngineStartFailed(f"{served.version} cannot be served: there is no file {path}")
+    await asyncio.to_thread(_require_room, served)
     log_path, log_start = _ensure_log(log_dir, served.version)
     key = secrets.token_urlsafe(32)
     process = _spawn(log_path)
@@ -216,6 +221,19 @@ def _control_markers(served: ServedVersion, rendered: Sequence[str]) -> frozense
         return control_markers(*special_tokens(served.base_gguf), rendered)
     except (OSError, ValueError) as error:
         raise EngineBroken(f"the control tokens of {served.version} cannot be read: {error}") from error
+
+
+def _require_room(served: ServedVersion) -> None:
+    """Refuse to start a server that would push others out of memory. Raises NoRoom with the numbers."""
+    assert served.base_gguf is not None
+    files = [path for path in (served.base_gguf, served.adapter_gguf) if path is not None]
+    needed = sum(path.stat().st_size for path in files) + cache_bytes(served.base_gguf, CONTEXT_TOKENS) + SERVER_BYTES
+    free = available_bytes()
+    if needed > free:
+        raise NoRoom(
+            f"{served.version} needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free: "
+            "close other programs, or use a smaller model"
+        )
 
 
 def _ensure_log(log_dir: Path, version: str) -> tuple[Path, int]:

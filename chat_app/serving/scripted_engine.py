@@ -1,7 +1,8 @@
 """An engine without a model, for tests, demos and smoke checks: answers follow from version, messages and seed.
 
 Two seeds always give two different answers, every answer names its version (a swap can be seen), and it ends with
-`stop`, or with `length` when max_tokens words are reached. Nothing here is random and nothing is learnt.
+`stop`, or with `length` when max_tokens words are reached. Nothing here is random and nothing is learnt. What can go
+wrong with a real engine goes wrong here on demand: `Fault`, given to the builder for the versions that are to have it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
+from enum import Enum, auto
 
-from chat_app.serving.engine import Chunk, EngineBroken, EngineStartFailed, Sampling, ServedVersion, Usage
+from chat_app.serving.engine import Chunk, EngineBroken, EngineStartFailed, NoRoom, Sampling, ServedVersion, Usage
 from feedback_store.control_text import FLOOR
 from feedback_store.records import Message
 
@@ -29,13 +32,30 @@ _THOUGHTS = (
 _ENDINGS = ("That is all you need for a start.", "The rest follows from there.", "You can always change it later.")
 
 
+class Fault(Enum):
+    """What goes wrong with a version: while it starts, or in every answer after `CHECK_WORDS` words."""
+
+    FAILS_TO_START = auto()
+    NO_ROOM = auto()
+    HANGS_IN_START = auto()
+    HANGS_FOR_EVER = auto()  # in its start, and it does not obey a cancellation
+    FAILS_ITS_CHECK = auto()
+    DIES = auto()  # in the middle of an answer, and stays dead
+    STALLS = auto()  # in the middle of an answer
+    BREAKS_OFF = auto()  # in the middle of an answer, and lives on
+
+
+CHECK_WORDS = 8
+
+
 class ScriptedEngine:
     """Deterministic answers; `delay_s` is the wait before each word, so that streaming can be watched."""
 
-    def __init__(self, version: str, *, delay_s: float = 0.0) -> None:
+    def __init__(self, version: str, *, delay_s: float = 0.0, fault: Fault | None = None) -> None:
         self._version = version
         self._delay_s = delay_s
-        self._alive = True
+        self._fault = fault
+        self._closing = asyncio.Event()
 
     @property
     def version(self) -> str:
@@ -43,7 +63,7 @@ class ScriptedEngine:
 
     @property
     def is_alive(self) -> bool:
-        return self._alive
+        return not self._closing.is_set()
 
     @property
     def context_tokens(self) -> None:
@@ -52,8 +72,10 @@ class ScriptedEngine:
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream the scripted answer word by word. Raises EngineBroken once the engine is closed."""
         words, finish_reason = _cut(_script(self._version, messages, sampling.seed), sampling)
-        for word in words:
+        for written, word in enumerate(words):
             await asyncio.sleep(self._delay_s)
+            if written == CHECK_WORDS:
+                await self._suffer()
             self._require_alive()
             yield Chunk(word)
         self._require_alive()
@@ -69,22 +91,47 @@ class ScriptedEngine:
     async def check(self) -> None:
         """Write eight words and see that they name the version. Raises EngineStartFailed."""
         said = [
-            chunk.text async for chunk in self.stream([{"role": "user", "content": "Hello"}], Sampling(max_tokens=8))
+            chunk.text
+            async for chunk in self.stream([{"role": "user", "content": "Hello"}], Sampling(max_tokens=CHECK_WORDS))
         ]
-        if self._version not in "".join(said):
+        if self._version not in "".join(said) or self._fault is Fault.FAILS_ITS_CHECK:
             raise EngineStartFailed(f"the scripted engine of {self._version} does not name its version: {said!r}")
 
     async def close(self) -> None:
-        self._alive = False
+        self._closing.set()
+
+    async def _suffer(self) -> None:
+        """Whatever is to go wrong in the middle of an answer."""
+        if self._fault is Fault.DIES:
+            self._closing.set()
+        elif self._fault is Fault.STALLS:
+            await self._closing.wait()
+        elif self._fault is Fault.BREAKS_OFF:
+            raise EngineBroken(f"the scripted engine of {self._version} broke off its answer")
 
     def _require_alive(self) -> None:
-        if not self._alive:
+        if self._closing.is_set():
             raise EngineBroken(f"the scripted engine of {self._version} was closed before the answer was complete")
 
 
-async def build_scripted_engine(served: ServedVersion, *, delay_s: float = 0.0) -> ScriptedEngine:
-    """The builder a ModelSlot is given where no model is wanted."""
-    return ScriptedEngine(served.version, delay_s=delay_s)
+async def build_scripted_engine(
+    served: ServedVersion, *, delay_s: float = 0.0, faults: Mapping[str, Fault] | None = None
+) -> ScriptedEngine:
+    """The builder a ModelSlot is given where no model is wanted. `faults`: which versions are to have one.
+
+    Raises EngineStartFailed and NoRoom where a fault says so.
+    """
+    fault = (faults or {}).get(served.version)
+    if fault is Fault.FAILS_TO_START:
+        raise EngineStartFailed(f"the scripted engine of {served.version} was told to fail")
+    if fault is Fault.NO_ROOM:
+        raise NoRoom(f"the scripted engine of {served.version} was told that there is no room")
+    if fault is Fault.HANGS_IN_START:
+        await asyncio.Event().wait()
+    while fault is Fault.HANGS_FOR_EVER:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+    return ScriptedEngine(served.version, delay_s=delay_s, fault=fault)
 
 
 def _script(version: str, messages: Sequence[Message], seed: int | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from chat_app.operations import Operations, Refused, RunHandle, Status
+from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
 from chat_app.ui.data import DataSection
 from chat_app.ui.theme import navigation
@@ -90,6 +90,8 @@ class AdminPage:
             self.version = gr.Dropdown([], label="Version", scale=2, filterable=False)
             self.promote = gr.Button("Promote", elem_id="promote")
             self.rollback = gr.Button("Roll back", elem_id="rollback")
+        self.without_room = gr.State(None)  # what was asked for where two models did not fit
+        self.maintenance = gr.Button(visible=False, variant="stop", elem_id="maintenance")
         gr.Markdown("### Import preferences")
         with gr.Row(elem_classes="zl-end"):
             self.source = gr.Textbox(
@@ -121,9 +123,11 @@ class AdminPage:
         )  # fmt: skip
         self.practise.click(self.start_practice, [self.taste], [self.message, *view], trigger_mode="once", **quiet)
         self.cancel.click(self.cancel_run, None, [self.message, *view], **quiet)
-        self.promote.click(self.promote_version, [self.version], [self.message, *view], trigger_mode="once", **quiet)
-        self.promote_newest.click(self.promote_latest, None, [self.message, *view], trigger_mode="once", **quiet)
-        self.rollback.click(self.roll_back, None, [self.message, *view], trigger_mode="once", **quiet)
+        swapped = [self.message, self.without_room, self.maintenance, *view]
+        self.promote.click(self.promote_version, [self.version], swapped, trigger_mode="once", **quiet)
+        self.promote_newest.click(self.promote_latest, None, swapped, trigger_mode="once", **quiet)
+        self.rollback.click(self.roll_back, None, swapped, trigger_mode="once", **quiet)
+        self.maintenance.click(self.swap_in_turn, [self.without_room], swapped, trigger_mode="once", **quiet)
         self.import_.click(
             self.import_preferences, [self.source, self.format], [self.imported, *view], trigger_mode="once",
             show_progress="full", api_visibility="private",
@@ -212,13 +216,7 @@ class AdminPage:
 
     async def promote_version(self, version: str | None) -> Updates:
         """Make the chosen version the champion."""
-        if not version:
-            return {self.message: "Choose a version first."}
-        try:
-            champion, previous = await self.operations.promote(version, reason="promoted on the admin page")
-        except self.refusals as error:
-            return self.look() | {self.message: f"**{version} was not promoted.** {error}"}
-        return self.look() | {self.message: f"{champion} answers from now on; before it was {previous}."}
+        return await self._swap(version) if version else {self.message: "Choose a version first."}
 
     async def promote_latest(self) -> Updates:
         """Make the newest run's version the champion."""
@@ -227,11 +225,30 @@ class AdminPage:
 
     async def roll_back(self) -> Updates:
         """Go back to the champion before."""
+        return await self._swap(None)
+
+    async def swap_in_turn(self, asked: tuple[str | None] | None) -> Updates:
+        """Do what there was no room for, one model after the other; answers wait meanwhile."""
+        return {} if asked is None else await self._swap(*asked, maintenance=True)
+
+    async def _swap(self, version: str | None, *, maintenance: bool = False) -> Updates:
+        """Promote a version, or roll back where it is None; offer to let answers wait where there is no room."""
+        asked: dict[Any, Any] = {self.without_room: None, self.maintenance: gr.Button(visible=False)}
         try:
-            champion, previous = await self.operations.rollback()
+            if version is None:
+                champion, previous = await self.operations.rollback(maintenance=maintenance)
+                said = f"Rolled back: {champion} answers again, instead of {previous}."
+            else:
+                champion, previous = await self.operations.promote(
+                    version, reason="promoted on the admin page", maintenance=maintenance
+                )
+                said = f"{champion} answers from now on; before it was {previous}."
+        except NeedsMaintenance as error:
+            said = f"**There is no room for two models.** Answers would wait up to {error.limit_s:g} s."
+            asked = {self.without_room: (version,), self.maintenance: gr.Button("Let them wait", visible=True)}
         except self.refusals as error:
-            return self.look() | {self.message: f"**Not rolled back.** {error}"}
-        return self.look() | {self.message: f"Rolled back: {champion} answers again, instead of {previous}."}
+            said = f"**{version} was not promoted.** {error}" if version else f"**Not rolled back.** {error}"
+        return self.look() | asked | {self.message: said}
 
     def import_preferences(self, source: str, format_: str) -> Updates:
         """Import a preference file."""
