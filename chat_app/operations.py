@@ -178,6 +178,7 @@ class Operations:
                 raise
             self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
             await slot.start(self._trainer.served(BASE_VERSION))
+        self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
 
     async def drain(self) -> None:
         """Begin no more answers, and let those being written finish, for as long as ZLOOP_SHUTDOWN_S says."""
