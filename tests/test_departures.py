@@ -6,25 +6,15 @@ import json
 import random
 import socket
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
-from server import free_port
+from house import api_on_a_port, until, watched
 
-from chat_app.__main__ import TrainerRoom, open_store
-from chat_app.api import create_api
 from chat_app.operations import Operations
-from chat_app.serving.engine import Chunk, EngineBuilder, Sampling, ServedVersion
-from chat_app.serving.scripted_engine import ScriptedEngine
-from chat_app.serving.slot import ModelSlot
-from chat_app.settings import load_settings
-from feedback_store.records import Message
-from trainer import schedule
 
 DEPARTURES = 300
 AT_ONCE = 40
@@ -34,52 +24,6 @@ BODIES = (
     ("/v1/chat/completions", {}),
     ("/v1/pairs", {}),
 )
-
-
-class Watched(ScriptedEngine):
-    """The scripted engine, which knows how many answers it is writing: what an upstream sees."""
-
-    writing = 0
-
-    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
-        self.writing += 1
-        try:
-            async for chunk in super().stream(messages, sampling):
-                yield chunk
-        finally:
-            self.writing -= 1
-
-
-async def watched(served: ServedVersion, *, delay_s: float) -> Watched:
-    return Watched(served.version, delay_s=delay_s)
-
-
-@asynccontextmanager
-async def api_on_a_port(build: EngineBuilder, data_dir: Path, **settings: object) -> AsyncIterator[tuple[Any, int]]:
-    """The product's API on a real uvicorn, in this loop, so that engine and tasks can be looked at."""
-    values = {f"ZLOOP_{name.upper()}": str(value) for name, value in settings.items()}
-    chosen = load_settings({"ZLOOP_DATA_DIR": str(data_dir), **values})
-    port = free_port()
-    with open_store(chosen) as store:
-        operations = Operations(chosen, store, TrainerRoom(chosen, store), ModelSlot(build), schedule.is_due)
-        await operations.start_serving()
-        config = uvicorn.Config(create_api(operations, {}), port=port, log_level="warning", lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        running = asyncio.create_task(server.serve())
-        try:
-            await until("the server listens", lambda: server.started)
-            yield operations, port
-        finally:
-            server.should_exit = True
-            await running
-            await operations.close()
-
-
-async def until(what: str, done: Callable[[], bool], within_s: float = 5.0) -> None:
-    deadline = asyncio.get_running_loop().time() + within_s
-    while not done():
-        assert asyncio.get_running_loop().time() < deadline, f"after {within_s} s still not: {what}"
-        await asyncio.sleep(0.01)
 
 
 async def ask(port: int, path: str, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -118,13 +62,6 @@ def counted(operations: Operations, finish_reason: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("zloop_answers_total") and wanted in line)
 
 
-def run(work: Awaitable[None]) -> None:
-    async def all_of_it() -> None:
-        await work
-
-    asyncio.run(all_of_it())
-
-
 def test_300_clients_leave_at_random_moments_and_nothing_of_theirs_stays(tmp_path: Path) -> None:
     async def work() -> None:
         limits = {"max_answers": 16, "max_answers_per_user": 4, "max_waiting": DEPARTURES}
@@ -152,7 +89,7 @@ def test_300_clients_leave_at_random_moments_and_nothing_of_theirs_stays(tmp_pat
             assert b"200 OK" in await reader.readline()
             await leave(writer, rudely=False)
 
-    run(work())
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(("path", "kind"), BODIES)
@@ -168,12 +105,12 @@ def test_the_engine_sees_the_close_within_a_second(tmp_path: Path, path: str, ki
             await until("the engine has stopped", lambda: engine.writing == 0, within_s=1.0)
             await until("the seats are free", lambda: operations.answers.admission.decoding == 0, within_s=1.0)
 
-    run(work())
+    asyncio.run(work())
 
 
 def test_who_leaves_while_waiting_leaves_the_line_within_a_second(tmp_path: Path) -> None:
     async def work() -> None:
-        async with api_on_a_port(partial(watched, delay_s=1.0), tmp_path) as (operations, port):
+        async with api_on_a_port(partial(watched, delay_s=0.3), tmp_path) as (operations, port):
             body = {"messages": [{"role": "user", "content": "A long story"}]}
             admission = operations.answers.admission
             clients = [(await ask(port, *_with(body, kind)))[1] for kind in (BODIES[2], *BODIES)]
@@ -185,7 +122,7 @@ def test_who_leaves_while_waiting_leaves_the_line_within_a_second(tmp_path: Path
             await leave(clients[0], rudely=True)
             await until("nobody is answered", lambda: admission.decoding == 0, within_s=1.0)
 
-    run(work())
+    asyncio.run(work())
 
 
 def _with(body: dict[str, Any], kind: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
@@ -215,4 +152,4 @@ def test_a_native_server_s_slots_are_free_again(tmp_path: Path) -> None:
                 assert asyncio.get_running_loop().time() < deadline
                 await asyncio.sleep(0.05)
 
-    run(work())
+    asyncio.run(work())

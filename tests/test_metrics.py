@@ -1,10 +1,7 @@
 """What Prometheus reads, over a real socket: the numbers follow from what happened, and no text is among them."""
 
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server import Server, serving
@@ -23,7 +20,9 @@ def scraped(server: Server) -> Samples:
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     families = list(text_string_to_metric_families(answer.text))
     return {
-        (sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
     }
 
 
@@ -94,26 +93,3 @@ def test_a_failed_promotion_counts_as_a_failed_swap(server: Server) -> None:
     now = scraped(server)
     assert value(now, "zloop_swaps_total", kind="promote", outcome="failed") == 1
     assert value(now, "zloop_swap_seconds_count") == 1
-
-
-def test_a_full_house_is_503_and_a_full_line_of_one_s_own_429(tmp_path: Path) -> None:
-    with serving(tmp_path, engine="scripted", scripted_delay_s=0.3, max_answers=2, max_waiting=1) as server:
-        body = {"messages": [{"role": "user", "content": "A long story"}], "stream": True, "max_tokens": 20}
-        with httpx.Client(base_url=server.url, timeout=30) as clients:
-            url = "/v1/chat/completions"
-            with (
-                clients.stream("POST", url, json={**body, "user": "a"}),
-                clients.stream("POST", url, json={**body, "user": "b"}),
-            ):
-                waiting = threading.Thread(target=lambda: server.http.post(url, json={**body, "user": "c"}))
-                waiting.start()
-                while value(scraped(server), "zloop_answers_waiting") < 1:
-                    pass
-                assert value(scraped(server), "zloop_answers_decoding") == 2
-                full = clients.post(url, json={**body, "user": "d"})
-                assert (full.status_code, full.json()["error"]["type"]) == (503, "unavailable")
-                own = clients.post(url, json={**body, "user": "c"})
-                assert (own.status_code, own.json()["error"]["type"]) == (429, "too_many")
-                assert "2 of them yours" in own.json()["error"]["message"]
-                assert int(own.headers["retry-after"]) >= 1
-            waiting.join()
