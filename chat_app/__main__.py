@@ -184,9 +184,7 @@ def _keep_to_ourselves() -> None:
 
 def serve(settings: Settings, *, as_json: bool = False) -> None:
     """Serve until interrupted; answers that were begun are finished first. Raises CannotServe."""
-    import uvicorn
-
-    from chat_app.server import CONNECTIONS_S, Server
+    from chat_app.server import Server
 
     _keep_to_ourselves()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -205,8 +203,7 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
                 server.should_exit = True
 
             app = create_application(settings, store, lambda: _announce(settings, url, as_json), give_up)
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=CONNECTIONS_S, ws="none")
-            server = Server(config, app.state.operations.drain)
+            server = Server(app, app.state.operations.drain)
             server.run(sockets=[listener])
             if failures:
                 raise CannotServe(f"No model can be served: {failures[0]}") from failures[0]

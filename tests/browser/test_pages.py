@@ -294,12 +294,14 @@ def test_the_data_section_counts_previews_backs_up_and_asks_twice_before_it_eras
 @pytest.fixture
 def slow(tmp_path: Path, tiny: Path) -> Iterator[Server]:
     """A server with two seats and an engine that takes its time."""
-    with serving(tmp_path, engine="scripted", model=tiny, scripted_delay_s=0.25, max_answers=2) as running:
+    with serving(tmp_path, engine="scripted", model=tiny, scripted_delay_s=0.35, max_answers=2) as running:
         yield running
 
 
 def gauge(server: Server, name: str) -> float:
-    return next(float(line.split()[-1]) for line in server.http.get("/metrics").text.splitlines() if name + " " in line)
+    return next(
+        float(line.split()[-1]) for line in server.http.get("/metrics").text.splitlines() if line.startswith(name + " ")
+    )
 
 
 def until(what: str, done: Callable[[], bool], within_s: float) -> None:
@@ -345,3 +347,4 @@ def test_a_stopping_server_finishes_the_answer_on_the_page(browser: Browser, slo
         wait_for_the_answer(page)
         assert answers(page)[-1].rstrip().endswith((".", "Copy"))
         assert slow.process.wait(30) == 0
+        assert "Traceback" not in slow.log.read_text()
