@@ -187,8 +187,8 @@ def _keep_to_ourselves() -> None:
 
 
 def serve(settings: Settings, *, as_json: bool = False) -> None:
-    """Serve until interrupted. Raises CannotServe."""
-    import uvicorn
+    """Serve until interrupted; answers that were begun are finished first. Raises CannotServe."""
+    from chat_app.server import Server
 
     _keep_to_ourselves()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -200,9 +200,19 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
         raise CannotServe(f"A server with the data directory {settings.data_dir} runs already: {running.url}")
     try:
         with _listening(settings) as listener, open_store(settings) as store:
-            app = create_application(settings, store, lambda: _announce(settings, url, as_json))
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10, ws="none")
-            uvicorn.Server(config).run(sockets=[listener])
+            failures: list[Exception] = []
+
+            def give_up(error: Exception) -> None:
+                failures.append(error)
+                server.should_exit = True
+
+            app = create_application(settings, store, lambda: _announce(settings, url, as_json), give_up)
+            server = Server(app, app.state.operations.drain)
+            server.run(sockets=[listener])
+            if failures:
+                raise CannotServe(f"No model can be served: {failures[0]}") from failures[0]
+            if server.force_exit:
+                sys.exit("zloop: stopped at once; answers that were being written are lost.")
     except (StoreError, SettingsError) as error:
         raise CannotServe(str(error)) from error
     except refusals.BaseModelMissing as error:
@@ -211,33 +221,51 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
         withdraw(settings.data_dir)
 
 
-def create_application(settings: Settings, store: FeedbackStore, on_ready: Callable[[], None]) -> Any:
-    """API and pages in one FastAPI application; its lifespan brings up the trainer and the engine."""
+def create_application(
+    settings: Settings, store: FeedbackStore, on_ready: Callable[[], None], on_failure: Callable[[Exception], None]
+) -> Any:
+    """API and pages in one FastAPI application; its lifespan brings up the engine and the trainer.
+
+    The application answers before the engine does, so that probes read why it is not ready. `on_failure` is told where
+    nothing can be served at all.
+    """
     from fastapi import FastAPI
     from fastapi.responses import RedirectResponse
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from chat_app.api import create_api
+    from chat_app.metrics import Metrics
     from chat_app.serving.slot import ModelSlot
     from chat_app.ui.mount import mount_pages
 
     room = TrainerRoom(settings, store)
-    slot = ModelSlot(engine_builder(settings), keep_warm=settings.keep_warm)
-    operations = Operations(settings, store, room, slot, schedule.is_due)
+    metrics = Metrics()
+    slot = ModelSlot(metrics.counting(engine_builder(settings)), keep_warm=settings.keep_warm)
+    operations = Operations(settings, store, room, slot, schedule.is_due, metrics=metrics)
+
+    async def start() -> None:
+        try:
+            await operations.start_serving()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server must end and say why
+            on_failure(error)
+        else:
+            on_ready()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(operations.data.finish_erasures)
-        await operations.start_serving()
         await asyncio.to_thread(room.supervisor.start)
-        on_ready()
+        starting = asyncio.create_task(start())
         try:
             yield
         finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
             await asyncio.to_thread(room.supervisor.stop)
             await operations.close()
 
     app = create_api(operations, TRAINER_STATUSES, lifespan=lifespan)
+    app.state.operations = operations
     # Without accounts, a page elsewhere must not reach this server through a name that resolves to loopback.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, settings.host], www_redirect=False)
     app.add_api_route("/admin", lambda: RedirectResponse("/admin/"), include_in_schema=False)

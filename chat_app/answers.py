@@ -1,17 +1,19 @@
 """Answers: from messages to a stored candidate, or to a stored pair, by the engine that is served.
 
-Where it sits: asked by `operations.py` and `api.py`; pins an engine in `slot.py`, follows it in `turns.py`, stores
-what it wrote. Whoever leaves early leaves what was written, as `cancelled`.
+Where it sits: asked by `operations.py` and `api.py`; takes a seat in `admission.py`, pins an engine in `slot.py`,
+follows it in `turns.py`, stores what it wrote. Whoever leaves early leaves what was written, as `cancelled`.
 """
 
 import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chat_app.admission import Admission, Place
+from chat_app.metrics import Metrics
 from chat_app.pairs import shuffle
 from chat_app.prompts import LeftOut, Prompt, fit
 from chat_app.serving.engine import MAX_SEED, EngineBroken, Sampling
@@ -23,6 +25,8 @@ from feedback_store.store import FeedbackStore
 log = logging.getLogger(__name__)
 
 CLOSING_S = 10.0
+STOPPING_S = 2.0
+STOPPED = "The server is stopping: the answer is not complete. Ask again in a moment."
 TICK_S = 0.5
 
 
@@ -35,13 +39,29 @@ class Comparison:
     pair: Pair | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, for admission only (never stored), and through which door, for the metrics."""
+
+    user: str = "local"
+    route: str = "page"
+
+
+ANYBODY = Asker()
+
+
 class Answers:
     """Writes answers and keeps them. `slot` is None where nothing is served (a command on the data directory)."""
 
-    def __init__(self, store: FeedbackStore, slot: ModelSlot | None, rater: str) -> None:
+    def __init__(
+        self, store: FeedbackStore, slot: ModelSlot | None, rater: str, admission: Admission, metrics: Metrics
+    ) -> None:
+        self.admission = admission
+        self.wrote_at: float | None = None  # when an engine last wrote something for somebody (time.monotonic)
         self._store = store
         self._slot = slot
         self._rater = rater
+        self._metrics = metrics
         self._recording: set[asyncio.Task[None]] = set()
         self._stops: dict[str, asyncio.Event] = {}  # turn id → set to end its growing answers
         self._dice = random.SystemRandom()
@@ -51,76 +71,110 @@ class Answers:
         messages: Sequence[Message],
         sampling: Sampling,
         turn_id: str | None = None,
+        asker: Asker = ANYBODY,
         version: str | None = None,
-    ) -> AsyncGenerator[TurnStream, None]:
+    ) -> AsyncGenerator[TurnStream | Place, None]:
         """Answer `messages`: yields the growing answer; at the end it is stored, with the turn if any.
 
-        The champion, or a version served beside it, is pinned at the start. Leaving early, or `stop`, stores what was
-        written, as `cancelled`. Raises EngineError.
+        While all seats are taken it yields the place in line. The champion, or a version served beside it, is pinned
+        once there is a seat. Leaving early, or `stop`, stores what was written, as `cancelled`. Raises EngineError
+        (EngineBusy: nothing was begun).
         """
-        async with self.slot.pin(version) as engine, self._growing(turn_id) as stopped:
-            prompt = await fit(engine, messages, sampling)
-            answer = TurnStream(prompt, prompt.messages, self._seeded(sampling))
-            try:
-                async with aclosing(merge((answer,), tick_s=TICK_S)) as growing:
-                    async for _ in growing:
-                        yield answer
-                        if stopped.is_set():
-                            break
-            finally:
-                keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, turn_id)
-            if answer.error is not None:
-                raise answer.error
+        async with self._growing(turn_id) as stopped, self.admission.admit(asker.user) as place:
+            while not await place.seated(TICK_S):
+                yield place
+                if stopped.is_set():
+                    return
+            async with self.slot.pin(version) as engine:
+                prompt = await fit(engine, messages, sampling)
+                answer = TurnStream(prompt, prompt.messages, self._seeded(sampling))
+                try:
+                    async with aclosing(merge((answer,), tick_s=TICK_S)) as growing:
+                        async for _ in growing:
+                            self._note_words(answer)
+                            yield answer
+                            if stopped.is_set():
+                                break
+                finally:
+                    self._account(place, asker, answer)
+                    keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, turn_id)
+        if answer.error is not None:
+            raise answer.error
         await asyncio.shield(keeping)
 
-    async def answer(self, messages: Sequence[Message], sampling: Sampling, version: str | None = None) -> TurnStream:
-        """Answer `messages` whole; stored like a streamed one."""
-        answer = None
-        async with aclosing(self.stream(messages, sampling, version=version)) as growing:
+    async def answer(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        asker: Asker = ANYBODY,
+        version: str | None = None,
+    ) -> TurnStream:
+        """Answer `messages` whole; stored like a streamed one. Raises EngineBroken where the server stopped it."""
+        answer: TurnStream | Place | None = None
+        async with aclosing(self.stream(messages, sampling, asker=asker, version=version)) as growing:
             async for grown in growing:
                 answer = grown
-        assert answer is not None  # an engine's stream ends with a finish_reason or raises
+        if not isinstance(answer, TurnStream) or answer.finish_reason == "cancelled":
+            raise EngineBroken(STOPPED)
         return answer
 
     async def stream_pair(
-        self, messages: Sequence[Message], sampling: Sampling, turn_id: str | None = None
-    ) -> AsyncGenerator[Comparison, None]:
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        turn_id: str | None = None,
+        asker: Asker = ANYBODY,
+    ) -> AsyncGenerator[Comparison | Place, None]:
         """Two answers to `messages`, growing together, blind, in random order; the last one yielded has the pair.
 
-        Leaving early, or `stop`, stores both answers as `cancelled`, and no pair. Raises EngineError.
+        Both seats are taken together; until then it yields the place in line. Leaving early, or `stop`, stores both
+        answers as `cancelled`, and no pair. Raises EngineError (EngineBusy: nothing was begun).
         """
-        async with self.slot.pin() as engine, self._growing(turn_id) as stopped:
-            one = self._seeded(sampling)
-            other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
-            prompt = await fit(engine, messages, sampling)
-            first, second = (TurnStream(prompt, prompt.messages, draw) for draw in shuffle((one, other), self._dice))
-            complete = False
-            try:
-                async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
-                    async for _ in growing:
-                        yield Comparison(first, second)
-                        if stopped.is_set():
-                            return
-                broken = first.error or second.error
-                if broken is not None:
-                    raise broken
-                complete = True
-            finally:
-                if not complete:
-                    for answer in (first, second):
-                        self._in_background(self._keep_answer, answer.candidate(), prompt, None)
+        async with self._growing(turn_id) as stopped, self.admission.admit(asker.user, seats=2) as place:
+            while not await place.seated(TICK_S):
+                yield place
+                if stopped.is_set():
+                    return
+            async with self.slot.pin() as engine:
+                one = self._seeded(sampling)
+                other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
+                prompt = await fit(engine, messages, sampling)
+                draws = shuffle((one, other), self._dice)
+                first, second = (TurnStream(prompt, prompt.messages, draw) for draw in draws)
+                complete = False
+                try:
+                    async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
+                        async for _ in growing:
+                            self._note_words(first, second)
+                            yield Comparison(first, second)
+                            if stopped.is_set():
+                                return
+                    broken = first.error or second.error
+                    if broken is not None:
+                        raise broken
+                    complete = True
+                finally:
+                    self._account(place, asker, first, second)
+                    if not complete:
+                        for answer in (first, second):
+                            self._in_background(self._keep_answer, answer.candidate(), prompt, None)
         pair = Pair(new_id("pair"), prompt.messages, first.candidate(), second.candidate(), turn_id, self._rater, now())
         await asyncio.shield(self._in_background(self._keep_pair, pair, prompt))
         yield Comparison(first, second, pair)
 
-    async def make_pair(self, messages: Sequence[Message], sampling: Sampling) -> tuple[Pair, LeftOut]:
-        """Two whole answers to `messages`, stored as a pair, and what of the messages was not read."""
-        comparison = None
-        async with aclosing(self.stream_pair(messages, sampling)) as growing:
+    async def make_pair(
+        self, messages: Sequence[Message], sampling: Sampling, asker: Asker = ANYBODY
+    ) -> tuple[Pair, LeftOut]:
+        """Two whole answers to `messages`, stored as a pair, and what of the messages was not read.
+
+        Raises EngineBroken where the server stopped them.
+        """
+        comparison: Comparison | Place | None = None
+        async with aclosing(self.stream_pair(messages, sampling, asker=asker)) as growing:
             async for grown in growing:
                 comparison = grown
-        assert comparison is not None
-        assert comparison.pair is not None
+        if not isinstance(comparison, Comparison) or comparison.pair is None:
+            raise EngineBroken(STOPPED)
         return comparison.pair, comparison.first.left_out
 
     @property
@@ -131,23 +185,49 @@ class Answers:
         return self._slot
 
     def stop(self, turn_id: str) -> None:
-        """End the answers that grow for a turn, within half a second; where none grows this does nothing."""
+        """End the answers that grow, or wait, for a turn, within half a second; where none does this does nothing."""
         if turn_id in self._stops:
             self._stops[turn_id].set()
 
+    async def drain(self, limit_s: float) -> None:
+        """Begin no more answers; wait for those being written, for at most `limit_s` seconds; then stop them.
+
+        Those stopped are stored as `cancelled`. Returns once everything is stored.
+        """
+        self.admission.close()
+        if self.admission.decoding:
+            log.info("Finishing %d answers, for at most %g s.", self.admission.decoding, limit_s)
+        try:
+            await asyncio.wait_for(self.admission.idle(), limit_s)
+        except TimeoutError:
+            log.warning("Stopping %d answers: the limit of %g s is over.", self.admission.decoding, limit_s)
+            for stopped in self._stops.values():
+                stopped.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.admission.idle(), STOPPING_S)
+        await self.settled()
+
     @asynccontextmanager
     async def _growing(self, turn_id: str | None) -> AsyncGenerator[asyncio.Event, None]:
-        """While answers of a turn grow, `stop` reaches them through this event."""
+        """While answers grow, `stop` (by their turn) and `drain` reach them through this event."""
         stopped = asyncio.Event()
-        if turn_id is None:
-            yield stopped
-            return
-        self._stops[turn_id] = stopped
+        key = turn_id or new_id("answer")
+        self._stops[key] = stopped
         try:
             yield stopped
         finally:
-            if self._stops.get(turn_id) is stopped:
-                del self._stops[turn_id]
+            if self._stops.get(key) is stopped:
+                del self._stops[key]
+
+    def _note_words(self, *answers: TurnStream) -> None:
+        """That an engine writes for people is the best proof that it can."""
+        self.wrote_at = max((one.wrote_at for one in answers if one.wrote_at is not None), default=self.wrote_at)
+
+    def _account(self, place: Place, asker: Asker, *answers: TurnStream) -> None:
+        """What ended answers used, for the budget and the metrics."""
+        for answer in answers:
+            place.charge(answer.tokens)
+            self._metrics.answered(answer, asker.route)
 
     async def settled(self) -> None:
         """Wait until everything written so far is stored."""

@@ -8,17 +8,24 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
+from chat_app.admission import Place
+from chat_app.answers import STOPPED, Asker
 from chat_app.data_api import Strict, data_routes
+from chat_app.departures import ClientGone, while_present
+from chat_app.health import Readiness
+from chat_app.metrics import CONTENT_TYPE
 from chat_app.operations import Operations, Refused
 from chat_app.prompts import LeftOut
 from chat_app.serving.engine import (
@@ -48,6 +55,7 @@ log = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARACTERS = 100_000
 MAX_MESSAGES = 1_000
+MAX_USER_CHARACTERS = 256
 CHAMPION = "champion"
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -78,6 +86,7 @@ class MessageBody(BaseModel):
     content: Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS)]
 
 
+UserName = Annotated[str | None, Field(max_length=MAX_USER_CHARACTERS)]
 Messages = Annotated[list[MessageBody], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
@@ -94,6 +103,8 @@ class ChatBody(BaseModel):
     seed: int | None = None
     preset: str | None = None
     stop: str | list[str] | None = None
+    user: UserName = None
+    safety_identifier: UserName = None  # the newer name of the same
 
 
 class PairBody(Strict):
@@ -102,6 +113,7 @@ class PairBody(Strict):
     temperature: float | None = None
     seed: int | None = None
     preset: str | None = None
+    user: UserName = None
 
 
 IdempotencyKey = Annotated[str | None, Field(min_length=1, max_length=200)]
@@ -190,6 +202,12 @@ def _messages(bodies: Sequence[MessageBody]) -> list[Message]:
     return [Message(role=body.role, content=body.content) for body in bodies]
 
 
+def _asker(request: Request, user: str | None, route: str) -> Asker:
+    """Who asks, as far as one can tell without accounts: the name a client gives, else its address."""
+    address = request.client.host if request.client is not None else "local"
+    return Asker(f"user:{user}" if user else f"address:{address}", route)
+
+
 # --- chat ------------------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +215,12 @@ def _chat_routes(operations: Operations) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["chat"])
 
     @router.post("/chat/completions")
-    async def chat_completions(body: ChatBody) -> Response:
-        """Answer by the champion or a version served beside it; with `stream`, as events that end with `[DONE]`."""
+    async def chat_completions(body: ChatBody, request: Request) -> Response:
+        """Answer by the champion or a version served beside it; with `stream`, as events that end with `[DONE]`.
+
+        `user` (or `safety_identifier`) only tells whose turn it is where many ask at once. 429 with `Retry-After`
+        where the user's own requests or tokens are too many, 503 where everybody's are.
+        """
         version = operations.require_served(body.model)
         sampling = operations.sampling(
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
@@ -209,16 +231,15 @@ def _chat_routes(operations: Operations) -> APIRouter:
             preset=body.preset,
         )
         messages = operations.asked(_messages(body.messages), body.preset)
+        asker = _asker(request, body.safety_identifier or body.user, "chat")
         if not body.stream:
-            turn = await operations.answers.answer(messages, sampling, version)
+            answering = operations.answers.answer(messages, sampling, asker, version)
+            turn = await while_present(request.receive, answering)
             return JSONResponse(_completion(turn), headers=_headers(turn))
-        growing = operations.answers.stream(messages, sampling, version=version)
-        first = await anext(growing)  # what fails before the first token gets a status of its own
-        return StreamingResponse(
-            _events(first, growing),
-            media_type="text/event-stream",
-            headers={**_headers(first), "Cache-Control": "no-store"},
-        )
+        growing = operations.answers.stream(messages, sampling, asker=asker, version=version)
+        # What fails before the first token gets a status of its own.
+        first = await while_present(request.receive, _begun(growing))
+        return AnswerEvents(first, growing)
 
     @router.get("/presets")
     async def presets() -> dict[str, Any]:
@@ -273,7 +294,34 @@ def _completion(turn: TurnStream) -> dict[str, Any]:
     }
 
 
-async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream]) -> AsyncIterator[str]:
+async def _begun(growing: AsyncGenerator[TurnStream | Place, None]) -> TurnStream:
+    """The answer once it has begun. Raises EngineError."""
+    async for grown in growing:
+        if isinstance(grown, TurnStream):
+            return grown
+    raise EngineBroken(STOPPED)
+
+
+class AnswerEvents(StreamingResponse):
+    """A growing answer as server-sent events; when the client leaves, the answer stops."""
+
+    def __init__(self, turn: TurnStream, growing: AsyncGenerator[TurnStream | Place, None]) -> None:
+        headers = {**_headers(turn), "Cache-Control": "no-store"}
+        super().__init__(_events(turn, growing), media_type="text/event-stream", headers=headers)
+        self._growing = growing
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_present(receive, self._written(send))
+        except ClientGone:
+            log.info("A client left before the end of its answer.")
+
+    async def _written(self, send: Send) -> None:
+        async with aclosing(self._growing):
+            await self.stream_response(send)
+
+
+async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream | Place]) -> AsyncIterator[str]:
     said_what_is_left_out = False
 
     def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
@@ -300,6 +348,9 @@ async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream]) -> Async
     except EngineError as error:
         yield f"data: {json.dumps(error_body('engine_failed', str(error)))}\n\n"
         return
+    if turn.finish_reason == "cancelled":
+        yield f"data: {json.dumps(error_body('unavailable', STOPPED))}\n\n"
+        return
     yield event({}, turn.finish_reason)
     yield "data: [DONE]\n\n"
 
@@ -311,13 +362,14 @@ def _feedback_routes(operations: Operations) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["feedback"])
 
     @router.post("/pairs")
-    async def pairs(body: PairBody) -> dict[str, Any]:
-        """Two answers to the same messages, blind, in random order."""
+    async def pairs(body: PairBody, request: Request) -> dict[str, Any]:
+        """Two answers to the same messages, blind, in random order. 429 and 503 as for one answer."""
         sampling = operations.sampling(
             max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed, preset=body.preset
         )
-        messages = operations.asked(_messages(body.messages), body.preset)
-        pair, left_out = await operations.answers.make_pair(messages, sampling)
+        asker = _asker(request, body.user, "pairs")
+        making = operations.answers.make_pair(operations.asked(_messages(body.messages), body.preset), sampling, asker)
+        pair, left_out = await while_present(request.receive, making)
         return {
             **_left_out(left_out),
             "pair_id": pair.pair_id,
@@ -448,6 +500,7 @@ def _loop_routes(operations: Operations) -> APIRouter:
 
 def _health_routes(operations: Operations) -> APIRouter:
     router = APIRouter(tags=["health"])
+    readiness = Readiness(operations)
 
     @router.get("/livez")
     async def livez() -> dict[str, Any]:
@@ -456,20 +509,23 @@ def _health_routes(operations: Operations) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
-        """A model is served and the store can keep what people say; 503 with the reason otherwise."""
-        try:
-            await run_in_threadpool(operations.data.check)
-            status = await run_in_threadpool(operations.status)
-        except StoreError as error:
-            return JSONResponse({"status": "not ready", "problem": str(error)}, 503, {"Retry-After": "5"})
-        ready = status.serving is not None
+        """A model writes and the store can keep what people say; 503 with the reason otherwise."""
+        problem = await readiness.problem()
+        if problem is not None:
+            return JSONResponse({"status": "not ready", "problem": problem}, 503, {"Retry-After": "5"})
+        status = await run_in_threadpool(operations.status)
         body = {
-            "status": "ok" if ready and status.problem is None else "degraded" if ready else "not ready",
+            "status": "ok" if status.problem is None else "degraded",
             "serving": status.serving,
             "champion": status.champion,
             "problem": status.problem,
         }
-        return JSONResponse(body, 200 if ready else 503)
+        return JSONResponse(body)
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> Response:
+        """Times, tokens, the line, versions and swaps, in Prometheus' text format."""
+        return Response(operations.render_metrics(), media_type=CONTENT_TYPE)
 
     return router
 
@@ -485,6 +541,13 @@ def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> Non
         extra = error.run.as_body() if hasattr(error, "run") else {}
         retry_after_s = math.ceil(error.retry_after_s) if isinstance(error, EngineBusy) else None
         return _error_response(status, str(error), extra=extra, retry_after_s=retry_after_s)
+
+    async def busy(_: Request, error: Exception) -> Response:
+        assert isinstance(error, EngineBusy)
+        return _error_response(429 if error.yours else 503, str(error), retry_after_s=math.ceil(error.retry_after_s))
+
+    async def gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
@@ -503,6 +566,8 @@ def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> Non
 
     for kind in statuses:
         app.add_exception_handler(kind, ours)
+    app.add_exception_handler(EngineBusy, busy)
+    app.add_exception_handler(ClientGone, gone)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

@@ -7,13 +7,17 @@ of chat_app but its composition root, imports nothing of `trainer`.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from chat_app.answers import Answers, Comparison
+from chat_app.admission import Admission, Place
+from chat_app.answers import ANYBODY, Answers, Asker, Comparison
 from chat_app.data import DataOperations
+from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
 from chat_app.presets import FILE, Preset, load_presets
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
@@ -21,6 +25,7 @@ from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
 from feedback_store import practice
+from feedback_store.errors import StoreError
 from feedback_store.records import (
     BASE_VERSION,
     Conversation,
@@ -142,8 +147,8 @@ class Operations:
     """The operations of the product.
 
     `slot` is None where nothing is served (a command on the data directory); `is_due` says from the number of new
-    preferences, the threshold and whether a run is active, whether a retrain starts by itself. Raises SettingsError
-    where the presets cannot be used.
+    preferences, the threshold and whether a run is active, whether a retrain starts by itself. `metrics` is what the
+    parts report to. Raises SettingsError where the presets cannot be used.
     """
 
     def __init__(
@@ -153,11 +158,22 @@ class Operations:
         trainer: Trainer,
         slot: ModelSlot | None,
         is_due: Callable[[int, int, bool], bool],
+        *,
+        metrics: Metrics | None = None,
     ) -> None:
         self.settings = settings
+        self.metrics = metrics or Metrics()
         self._store = store
         self._trainer = trainer
-        self.answers = Answers(store, slot, RATER)
+        admission = Admission(
+            at_once=settings.max_answers,
+            per_user=settings.max_answers_per_user,
+            max_waiting=settings.max_waiting,
+            tokens_per_minute=settings.tokens_per_minute,
+            metrics=self.metrics,
+        )
+        self.metrics.watch(lambda: admission.decoding, lambda: admission.waiting, settings.data_dir)
+        self.answers = Answers(store, slot, RATER, admission, self.metrics)
         self.data = DataOperations(settings, store, RATER, self._cancel_active)
         self.presets = load_presets(settings.data_dir / FILE)
         self._slot = slot
@@ -178,6 +194,11 @@ class Operations:
                 raise
             self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
             await slot.start(self._trainer.served(BASE_VERSION))
+        self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
+
+    async def drain(self) -> None:
+        """Begin no more answers, and let those being written finish, for as long as ZLOOP_SHUTDOWN_S says."""
+        await self.answers.drain(self.settings.shutdown_s)
 
     async def close(self) -> None:
         """Finish what is being stored, then stop the engine."""
@@ -268,15 +289,15 @@ class Operations:
         chosen = self._store.load_preset(conversation_id)
         return chosen if chosen in self.presets else None
 
-    def reply(self, turn: Turn) -> AsyncGenerator[TurnStream, None]:
+    def reply(self, turn: Turn, asker: Asker = ANYBODY) -> AsyncGenerator[TurnStream | Place, None]:
         """Answer a turn; a later answer of the same turn replaces it in the conversation."""
         sampling = self.sampling(preset=self.preset_of(turn.conversation_id))
-        return self.answers.stream(self._history(turn), sampling, turn.turn_id)
+        return self.answers.stream(self._history(turn), sampling, turn.turn_id, asker)
 
-    def compare(self, turn: Turn) -> AsyncGenerator[Comparison, None]:
+    def compare(self, turn: Turn, asker: Asker = ANYBODY) -> AsyncGenerator[Comparison | Place, None]:
         """Answer a turn twice, for a person to pick."""
         sampling = self.sampling(preset=self.preset_of(turn.conversation_id))
-        return self.answers.stream_pair(self._history(turn), sampling, turn.turn_id)
+        return self.answers.stream_pair(self._history(turn), sampling, turn.turn_id, asker)
 
     def waiting_pair(self, turn: Turn) -> Pair | None:
         """The pair of this turn that still waits for a pick, if there is one."""
@@ -430,7 +451,8 @@ class Operations:
             previous = self.champion()
             if version == previous:
                 raise Refused(409, f"{version} is the champion already.")
-            await self._serve(version, lambda: self._record_promotion(version, "promote", reason), maintenance)
+            record = partial(self._record_promotion, version, "promote", reason)
+            await self._serve(version, "promote", record, maintenance)
         return version, previous
 
     async def rollback(self, *, maintenance: bool = False) -> tuple[str, str]:
@@ -441,7 +463,8 @@ class Operations:
                 raise Refused(409, f"There is nothing to roll back to: {previous} is the first champion.")
             await self._serve(
                 target,
-                lambda: self._record_promotion(target, "rollback", f"rolled back from {previous}"),
+                "rollback",
+                partial(self._record_promotion, target, "rollback", f"rolled back from {previous}"),
                 maintenance,
             )
         return target, previous
@@ -458,24 +481,48 @@ class Operations:
         await self.answers.slot.release(version)
         return self.answers.slot.versions
 
-    async def _serve(self, version: str, record: Callable[[], None], maintenance: bool) -> None:
-        served = await asyncio.to_thread(self._trainer.served, version)
-
+    async def _serve(self, version: str, kind: str, record: Callable[[], None], maintenance: bool) -> None:
         async def commit() -> None:
             await asyncio.to_thread(record)
 
-        if self._slot is None or self._slot.version == version:
-            await commit()
-        else:
-            try:
-                await self._slot.swap(served, commit, maintenance=maintenance)
-            except NoRoom as error:
-                raise NeedsMaintenance(version, error, self._slot.maintenance_limit_s) from error
+        began, ok = time.monotonic(), False
+        try:
+            served = await asyncio.to_thread(self._trainer.served, version)
+            if self._slot is None or self._slot.version == version:
+                await commit()
+            else:
+                await self._swap(self._slot, served, commit, maintenance)
+            ok = True
+        finally:
+            self.metrics.swapped(kind, ok=ok, took_s=time.monotonic() - began)
         self._problem = None
+
+    async def _swap(
+        self, slot: ModelSlot, served: ServedVersion, commit: Callable[[], Awaitable[None]], maintenance: bool
+    ) -> None:
+        try:
+            await slot.swap(served, commit, maintenance=maintenance)
+        except NoRoom as error:
+            raise NeedsMaintenance(served.version, error, slot.maintenance_limit_s) from error
 
     def _record_promotion(self, version: str, kind: str, reason: str) -> None:
         manifest = next(one for one in self._trainer.manifests() if one["version"] == version)
         self._store.record_promotion(version, kind=kind, reason=reason, by=RATER, evaluation=manifest.get("evaluation"))
+
+    # --- health ----------------------------------------------------------------------------------------------------
+
+    def check_store(self) -> None:
+        """Raise StoreError where the store cannot keep what people say just now."""
+        try:
+            self.data.check()
+        except StoreError:
+            self.metrics.store_checked(ok=False)
+            raise
+        self.metrics.store_checked(ok=True)
+
+    def render_metrics(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return self.metrics.render(self._serving())
 
     # --- what every page shows -------------------------------------------------------------------------------------
 
@@ -483,12 +530,15 @@ class Operations:
         """Who answers, what waits, how far the next retrain is."""
         return Status(
             champion=self.champion(),
-            serving=self._slot.version if self._slot is not None and self._slot.is_ready else None,
+            serving=self._serving(),
             problem=self._problem or (self._slot.problem if self._slot is not None else None),
             new_preferences=self._new_preferences(),
             retrain_every=self.settings.retrain_every,
             counts=self._store.counts(),
         )
+
+    def _serving(self) -> str | None:
+        return self._slot.version if self._slot is not None and self._slot.is_ready else None
 
     def _new_preferences(self) -> int:
         """Preferences from picks since the last real run began; however it ended."""

@@ -55,6 +55,21 @@ class Settings(BaseModel):
     max_tokens: Annotated[
         int, Field(ge=1, le=8192, description="Longest answer, in tokens, where a request names none.")
     ] = 1024
+    max_answers: Annotated[
+        int, Field(ge=2, le=1024, description="Answers written at once; the embedded engine has room for 4.")
+    ] = 4
+    max_answers_per_user: Annotated[
+        int, Field(ge=2, le=1024, description="Answers written at once for one user; two answers to compare are two.")
+    ] = 2
+    max_waiting: Annotated[
+        int, Field(ge=1, le=100_000, description="Requests that wait for their turn; more are asked to come back.")
+    ] = 64
+    tokens_per_minute: Annotated[
+        int, Field(ge=0, description="Tokens a user may spend a minute, prompts and answers together; 0: no limit.")
+    ] = 0
+    shutdown_s: Annotated[
+        float, Field(ge=0, le=3600, description="Seconds a stopping server gives the answers it has begun.")
+    ] = 30.0
     temperature: Annotated[float, Field(ge=0, le=2, description="Sampling temperature where a request names none.")] = (
         0.5
     )

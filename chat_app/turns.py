@@ -17,6 +17,7 @@ from chat_app.serving.engine import Chunk, EngineError, Sampling, Usage
 from feedback_store.records import Candidate, Message, new_id, now
 
 TICK_S = 1.0
+CHARACTERS_A_TOKEN = 4
 
 
 class Writer(Protocol):
@@ -55,6 +56,8 @@ class TurnStream:
         self.error: EngineError | None = None
         self.first_token_ms: float | None = None
         self.latency_ms = 0.0
+        self.gaps_s: list[float] = []  # between two pieces of text
+        self.wrote_at: float | None = None  # when the last piece of text came, by `clock`
         self._engine = engine
         self._messages = tuple(messages)
         self._sampling = sampling
@@ -88,14 +91,29 @@ class TurnStream:
             created_at=self._created_at,
         )
 
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written; estimated where the answer ended before the engine counted them."""
+        if self.usage is not None:
+            return self.usage.prompt_tokens + self.usage.completion_tokens
+        pieces = len(self.gaps_s) + (self.first_token_ms is not None)  # engines send about a token at a time
+        return sum(len(message["content"]) for message in self._messages) // CHARACTERS_A_TOKEN + pieces
+
+    def _note_piece(self, began: float) -> None:
+        if self.wrote_at is None:
+            self.first_token_ms = self.latency_ms
+        else:
+            self.gaps_s.append(began + self.latency_ms / 1000 - self.wrote_at)
+        self.wrote_at = began + self.latency_ms / 1000
+
     async def _follow(self) -> AsyncGenerator[Chunk, None]:
         began = self._clock()
         try:
             async with aclosing(self._engine.stream(self._messages, self._sampling)) as chunks:
                 async for chunk in chunks:
                     self.latency_ms = (self._clock() - began) * 1000
-                    if chunk.text and self.first_token_ms is None:
-                        self.first_token_ms = self.latency_ms
+                    if chunk.text:
+                        self._note_piece(began)
                     self.text += chunk.text
                     self.finish_reason = chunk.finish_reason
                     self.usage = chunk.usage or self.usage

@@ -107,7 +107,7 @@ def test_two_whole_cycles(tmp_path: Path, tiny: Path) -> None:
 
 
 def test_streams_in_flight_finish_on_the_version_they_began_with(tmp_path: Path, tiny: Path) -> None:
-    with serving(tmp_path, model=tiny, retrain_every=0) as server:
+    with serving(tmp_path, model=tiny, retrain_every=0, max_answers_per_user=4) as server:
         pick_the_shorter(server, 1)
         run = server.run_to_its_end(server.post("/v1/runs", {"max_steps": 1})["run_id"])
         began = threading.Event()

@@ -70,7 +70,24 @@ def test_latency_is_read_from_the_clock() -> None:
             pass
         assert answer.finish_reason == "length"
         assert answer.first_token_ms == 1000.0
+        assert answer.gaps_s == [1.0, 1.0]
+        assert answer.wrote_at == 3.0
         assert answer.candidate().latency_ms == 5000.0  # three words, the end, and the close
+
+    asyncio.run(run())
+
+
+def test_tokens_are_those_the_engine_counted_or_an_estimate() -> None:
+    async def run() -> None:
+        whole, left = turn(max_tokens=3), turn()
+        async for _ in whole:
+            pass
+        assert whole.usage is not None
+        assert whole.tokens == whole.usage.prompt_tokens + 3
+        async with aclosing(left):
+            async for _ in left:
+                break
+        assert left.tokens == sum(len(message["content"]) for message in HELLO) // 4 + 1
 
     asyncio.run(run())
 

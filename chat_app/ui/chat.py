@@ -12,10 +12,12 @@ from typing import Any
 
 import gradio as gr
 
-from chat_app.answers import Comparison
+from chat_app.admission import Place
+from chat_app.answers import ANYBODY, Asker, Comparison
 from chat_app.operations import Operations, Refused
 from chat_app.prompts import left_out_sentence
 from chat_app.serving.engine import EngineError
+from chat_app.turns import TurnStream
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
 from feedback_store.records import Pair, PickChoice, Turn
@@ -108,7 +110,7 @@ class ChatPage:
             self.retry, self.teach, self.preset,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        streaming: dict[str, Any] = {**quiet, "concurrency_id": "answers", "concurrency_limit": 8}
+        streaming: dict[str, Any] = {**quiet, "concurrency_limit": None}  # whose turn it is, admission says
 
         page.load(self.open_page, [self.remembered], view, **quiet)
         sending = gr.on(
@@ -145,8 +147,15 @@ class ChatPage:
 
     # --- talking ---------------------------------------------------------------------------------------------------
 
-    async def say(  # noqa: PLR0917 - Gradio hands over the inputs by position
-        self, text: str, conversation_id: str, compare: str, pair_id: str, teach: bool = True, preset: str = ""
+    async def say(  # noqa: PLR0917 - Gradio hands its inputs over by position
+        self,
+        text: str,
+        conversation_id: str,
+        compare: str,
+        pair_id: str,
+        teach: bool = True,
+        preset: str = "",
+        request: gr.Request | None = None,
     ) -> AsyncGenerator[Updates, None]:
         """Store the message, then stream one answer or two."""
         if pair_id:
@@ -161,21 +170,23 @@ class ChatPage:
                 self.operations.data.record_learning("conversation", turn.conversation_id, False)
         except (StoreError, Refused) as error:
             raise gr.Error(str(error)) from error
-        async with aclosing(self._streamed(turn, compare)) as updates:
+        async with aclosing(self._streamed(turn, compare, _asker(request))) as updates:
             async for update in updates:
                 yield update
 
-    async def again(self, conversation_id: str, compare: str, pair_id: str) -> AsyncGenerator[Updates, None]:
+    async def again(
+        self, conversation_id: str, compare: str, pair_id: str, request: gr.Request | None = None
+    ) -> AsyncGenerator[Updates, None]:
         """Answer the last message once more."""
         turns = self.operations.turns(conversation_id) if conversation_id else ()
         if pair_id or not turns:
             yield {self.note: WAITING if pair_id else "There is nothing to retry yet."}
             return
-        async with aclosing(self._streamed(turns[-1], compare)) as updates:
+        async with aclosing(self._streamed(turns[-1], compare, _asker(request))) as updates:
             async for update in updates:
                 yield update
 
-    async def _streamed(self, turn: Turn, compare: str) -> AsyncGenerator[Updates, None]:
+    async def _streamed(self, turn: Turn, compare: str, asker: Asker) -> AsyncGenerator[Updates, None]:
         before = self._messages(turn.conversation_id, before=turn)
         asked = {"role": "user", "content": turn.text}
         yield self._busy(turn) | {self.thread: [*before, asked]}
@@ -185,26 +196,25 @@ class ChatPage:
         stopped = False
         try:
             if both:
-                async with aclosing(self.operations.compare(turn)) as growing:
+                async with aclosing(self.operations.compare(turn, asker)) as growing:
                     async for comparison in growing:
-                        stopped = comparison.pair is None
-                        left_out = _left_out(comparison.first.left_out.messages)
-                        yield self._comparing(comparison) | {self.thread: [*before, asked, *left_out]}
+                        stopped = isinstance(comparison, Place) or comparison.pair is None
+                        left_out = 0 if isinstance(comparison, Place) else comparison.first.left_out.messages
+                        yield self._comparing(comparison) | {self.thread: [*before, asked, *_left_out(left_out)]}
             else:
-                async with aclosing(self.operations.reply(turn)) as growing_one:
+                async with aclosing(self.operations.reply(turn, asker)) as growing_one:
                     async for answer in growing_one:
-                        stopped = answer.finish_reason is None
-                        said = {"role": "assistant", "content": answer.text or "…"}
-                        yield {self.thread: [*before, asked, *_left_out(answer.left_out.messages), said]}
+                        stopped = isinstance(answer, Place) or answer.finish_reason is None
+                        yield {self.thread: [*before, asked, *_growing(answer)]}
         except (EngineError, StoreError, Refused) as error:
             yield self._shown(turn.conversation_id) | {self.note: f"No answer: {error}"}
             return
         await self.operations.answers.settled()
         yield self._shown(turn.conversation_id) | ({self.note: STOPPED} if stopped else {})
 
-    def end(self, conversation_id: str) -> str:
+    async def end(self, conversation_id: str) -> str:
         """Stop: the answers end themselves, and the event that shows them says so."""
-        turns = self.operations.turns(conversation_id) if conversation_id else ()
+        turns = await asyncio.to_thread(self.operations.turns, conversation_id) if conversation_id else ()
         if turns:
             self.operations.answers.stop(turns[-1].turn_id)
         return "Stopping…"
@@ -343,11 +353,15 @@ class ChatPage:
             self.retry: gr.Button(interactive=False),
         }
 
-    def _comparing(self, comparison: Comparison) -> Updates:
+    def _comparing(self, comparison: Comparison | Place) -> Updates:
+        if isinstance(comparison, Place):
+            first = second = f"*{comparison.sentence}*"
+        else:
+            first, second = comparison.first.text, comparison.second.text
         return {
             self.pair_box: gr.Column(visible=True),
-            self.first: _answer(1, comparison.first.text),
-            self.second: _answer(2, comparison.second.text),
+            self.first: _answer(1, first),
+            self.second: _answer(2, second),
         }
 
     def _waiting(self, pair: Pair) -> Updates:
@@ -366,6 +380,18 @@ class ChatPage:
 
     def _thread_choices(self) -> list[tuple[str, str]]:
         return [(one.title or "Untitled", one.conversation_id) for one in self.operations.conversations()]
+
+
+def _asker(request: gr.Request | None) -> Asker:
+    """An open page is a user, until accounts exist."""
+    return ANYBODY if request is None else Asker(f"page:{request.session_hash}")
+
+
+def _growing(answer: TurnStream | Place) -> list[dict[str, Any]]:
+    """An answer as far as it is written, or the place in line."""
+    if isinstance(answer, Place):
+        return [{"role": "assistant", "content": f"*{answer.sentence}*"}]
+    return [*_left_out(answer.left_out.messages), {"role": "assistant", "content": answer.text or "…"}]
 
 
 def _answer(number: int, text: str, finish_reason: str | None = None) -> str:

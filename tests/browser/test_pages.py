@@ -5,7 +5,9 @@ The `scripted` engine answers (so that what is read can be checked) and the trai
 
 import os
 import re
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -319,3 +321,62 @@ def test_the_data_section_counts_previews_backs_up_and_asks_twice_before_it_eras
     page.click("#erase")
     expect(shown).to_contain_text("ada")
     expect(page.locator("#versions")).to_contain_text("v0")
+
+
+@pytest.fixture
+def slow(tmp_path: Path, tiny: Path) -> Iterator[Server]:
+    """A server with two seats and an engine that takes its time."""
+    with serving(tmp_path, engine="scripted", model=tiny, scripted_delay_s=0.35, max_answers=2) as running:
+        yield running
+
+
+def gauge(server: Server, name: str) -> float:
+    return next(
+        float(line.split()[-1]) for line in server.http.get("/metrics").text.splitlines() if line.startswith(name + " ")
+    )
+
+
+def until(what: str, done: Callable[[], bool], within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not done():
+        assert time.monotonic() < deadline, f"after {within_s} s still not: {what}"
+        time.sleep(0.05)
+
+
+def test_who_waits_sees_it_may_stop_and_a_closed_tab_frees_its_seats(browser: Browser, slow: Server) -> None:
+    with browser.new_context(base_url=slow.url) as context:
+        busy, waiting = context.new_page(), context.new_page()
+        for page in (busy, waiting):
+            open_chat(page)
+        compare(busy, "always")
+        say(busy, "Which is better?")
+        expect(busy.locator("#answer-1")).to_contain_text("This is v0")
+        compare(waiting, "never")
+        say(waiting, "May I?")
+        expect(waiting.locator("#conversation")).to_contain_text("2 answers are being written; yours begins in about")
+        waiting.click("#stop")
+        expect(waiting.locator("#note")).to_contain_text("Stopped")
+        assert (gauge(slow, "zloop_answers_decoding"), gauge(slow, "zloop_answers_waiting")) == (2, 0)
+        waiting.click("#retry")
+        expect(waiting.locator("#conversation")).to_contain_text("yours begins in about")
+        busy.close()
+        until("the seats are free", lambda: gauge(slow, "zloop_answers_waiting") == 0, within_s=2)
+        expect(waiting.locator("#conversation")).to_contain_text("This is v0")
+        waiting.close()
+        until("the last seat is free", lambda: gauge(slow, "zloop_answers_decoding") == 0, within_s=2)
+    rows = slow.post("/v1/query", {"sql": "SELECT finish_reason FROM candidates"})["rows"]
+    assert rows == [["cancelled"]] * 3
+
+
+def test_a_stopping_server_finishes_the_answer_on_the_page(browser: Browser, slow: Server) -> None:
+    with browser.new_context(base_url=slow.url) as context:
+        page = context.new_page()
+        open_chat(page)
+        compare(page, "never")
+        say(page, "Before you go?")
+        expect(page.locator("#conversation")).to_contain_text("This is v0")
+        slow.process.send_signal(signal.SIGTERM)
+        wait_for_the_answer(page)
+        assert answers(page)[-1].rstrip().endswith((".", "Copy"))
+        assert slow.process.wait(30) == 0
+        assert "Traceback" not in slow.log.read_text()
