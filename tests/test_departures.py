@@ -66,7 +66,7 @@ def test_300_clients_leave_at_random_moments_and_nothing_of_theirs_stays(tmp_pat
     async def work() -> None:
         limits = {"max_answers": 16, "max_answers_per_user": 4, "max_waiting": DEPARTURES}
         async with api_on_a_port(partial(watched, delay_s=0.05), tmp_path, **limits) as (operations, port):
-            admission, engine = operations.answers.admission, operations.answers.slot._now.engine
+            admission, engine = operations.answers.admission, operations.answers.slot._champion.engine
             before = len(asyncio.all_tasks())
             dice, turn = random.Random(7), asyncio.Semaphore(AT_ONCE)
             busiest = 0
@@ -96,7 +96,7 @@ def test_300_clients_leave_at_random_moments_and_nothing_of_theirs_stays(tmp_pat
 def test_the_engine_sees_the_close_within_a_second(tmp_path: Path, path: str, kind: dict[str, Any]) -> None:
     async def work() -> None:
         async with api_on_a_port(partial(watched, delay_s=0.3), tmp_path) as (operations, port):
-            engine = operations.answers.slot._now.engine
+            engine = operations.answers.slot._champion.engine
             reader, writer = await ask(port, path, {"messages": [{"role": "user", "content": "A long story"}], **kind})
             await until("it is being answered", lambda: engine.writing > 0)
             if kind:
@@ -143,7 +143,7 @@ def test_a_native_server_s_slots_are_free_again(tmp_path: Path) -> None:
 
         build = partial(build_llama_engine, log_dir=tmp_path / "logs")
         async with api_on_a_port(build, tmp_path) as (operations, port):
-            engine = operations.answers.slot._now.engine
+            engine = operations.answers.slot._champion.engine
             dice, turn = random.Random(7), asyncio.Semaphore(6)
             await asyncio.gather(*(depart(port, dice, turn, max_tokens=1024, temperature=1.5) for _ in range(24)))
             await until("no seat is taken", lambda: operations.answers.admission.decoding == 0)

@@ -58,7 +58,7 @@ def test_a_generation_is_tried_only_where_nobody_was_answered_lately(
 ) -> None:
     async def work() -> None:
         async with api_on_a_port(counts, tmp_path) as (operations, port), client(port) as http:
-            engine: Any = operations.answers.slot._now.engine  # type: ignore[union-attr]
+            engine: Any = operations.answers.slot._champion.engine  # type: ignore[union-attr]
             assert engine.checks == 1  # the slot's own
             assert (await http.get("/readyz")).is_success
             assert engine.checks == 1
@@ -81,7 +81,7 @@ def test_an_engine_that_writes_nothing_is_not_ready_and_one_that_died_is_built_a
 
     async def work() -> None:
         async with api_on_a_port(counts, tmp_path) as (operations, port), client(port) as http:
-            engine: Any = operations.answers.slot._now.engine  # type: ignore[union-attr]
+            engine: Any = operations.answers.slot._champion.engine  # type: ignore[union-attr]
             operations.answers.wrote_at = None
             engine.frozen = True
             red = await http.get("/readyz")
@@ -89,7 +89,7 @@ def test_an_engine_that_writes_nothing_is_not_ready_and_one_that_died_is_built_a
             assert "wrote nothing within 0.2 s" in red.json()["problem"]
             await engine.close()
             assert (await http.get("/readyz")).is_success
-            assert operations.answers.slot._now.engine is not engine  # type: ignore[union-attr]
+            assert operations.answers.slot._champion.engine is not engine  # type: ignore[union-attr]
 
     asyncio.run(work())
 
