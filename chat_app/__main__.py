@@ -183,7 +183,7 @@ def engine_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[En
     return partial(build_llama_engine, log_dir=settings.data_dir / "logs")
 
 
-def remote_builder(settings: Settings) -> RemoteBuilder:
+def remote_builder(settings: Settings) -> "RemoteBuilder":
     """The servers of ZLOOP_REMOTE_URL with everything the settings say about them; not asked anything yet."""
     from chat_app.serving.deadlines import Timeouts
     from chat_app.serving.remote_engine import RemoteBuilder

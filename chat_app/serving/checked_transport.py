@@ -77,7 +77,7 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
             streamed = response.headers.get("content-type", "").startswith(EVENTS)
             if request.headers.get("accept") == EVENTS and not streamed:
                 kind = response.headers.get("content-type", "no type")
-                raise BadBytes(f"its answer is {kind}, not a stream of events: is the URL right?")
+                raise BadBytes(f"its answer is {kind}, not a stream of events (is the URL right?)")
         except BaseException:
             await response.aclose()
             raise

@@ -96,6 +96,9 @@ class RemoteEngine:
         and where prompt and max_tokens together are too long the answer may be as long as there is room.
         """
         mended = fitted = False
+        limit = self.context_tokens
+        if limit is not None and sampling.max_tokens >= limit:  # vLLM refuses that without looking at the prompt
+            sampling = replace(sampling, max_tokens=max(1, limit - 1))
         while True:
             self._require_open()
             model, begun = self._model, False

@@ -101,9 +101,9 @@ class _Growing:
         return self.stop.is_found
 
     def take(self, event: Any) -> str:
-        """The text an event adds. Raises ValueError, TypeError or AttributeError for what is no event."""
-        if event.choices is None and event.usage is None:
-            raise ValueError("an event without choices")
+        """The text an event adds. Raises TextGenerationError or what Python says of an event that is none."""
+        if event.choices is None and event.usage is None:  # the errors of vLLM before 0.9 look like this
+            raise TextGenerationError(getattr(event, "message", "an event without choices"))
         said = event.usage
         if said is not None and said.prompt_tokens is not None and said.completion_tokens is not None:
             self.usage = Usage(int(said.prompt_tokens), int(said.completion_tokens))
