@@ -145,6 +145,7 @@ FAULTS: list[tuple[str, type[EngineError], str, int]] = [
     ("500", EngineBroken, "failed (500): EngineCore encountered an issue", TRIES),
     ("429", EngineBusy, "is busy (429): Model is overloaded", 1),
     ("429_soon", EngineBusy, "is busy (429)", TRIES),
+    ("503", EngineBusy, "is busy (503): try later", TRIES),
     ("reset", EngineBroken, "the connection to vLLM", TRIES),
     ("redirect", EngineRefused, "redirects to http://elsewhere.invalid/v1/chat/completions, which is not followed", 1),
     ("teapot", EngineRefused, "refused the request (418): I am a teapot", 1),

@@ -28,15 +28,15 @@ TOO_LONG: list[tuple[int, Any, int, int]] = [
     ),
     (
         400,
-        "This model's maximum context length is 16384 tokens. However, you requested 8192 output tokens and your prompt "
-        "contains at least 8193 input tokens, for a total of at least 16385 tokens.",
+        "This model's maximum context length is 16384 tokens. However, you requested 8192 output tokens and your "
+        "prompt contains at least 8193 input tokens, for a total of at least 16385 tokens.",
         8193,
         16384,
     ),
     (400, "You passed 5000 input tokens and requested 96 output tokens. However, the model's context length is only "
           "4096 tokens, resulting in a maximum input length of 4000 tokens.", 5000, 4096),
-    (400, "This model's maximum context length is 4096 tokens. However, you requested 4172 tokens (2124 in the messages, "
-          "2048 in the completion). Please reduce the length of the messages or completion.", 2124, 4096),
+    (400, "This model's maximum context length is 4096 tokens. However, you requested 4172 tokens (2124 in the "
+          "messages, 2048 in the completion). Please reduce the length of the messages or completion.", 2124, 4096),
     (400, "The decoder prompt (length 9000) is longer than the maximum model length of 4096.", 9000, 4096),
     # OpenAI
     (400, "This model's maximum context length is 128000 tokens. However, your messages resulted in 130009 tokens.",

@@ -49,6 +49,7 @@ class StandIn:
     words: int = 5
     token_s: float = 0.0
     adapters: dict[str, str] = field(default_factory=dict)
+    noise: float = 0.001  # in TGI's log-probabilities
     adapter_error: tuple[int, str] | None = None
     faults: deque[str] = field(default_factory=deque)
     always: str | None = None
@@ -165,8 +166,9 @@ class StandIn:
         return model
 
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
-        text = f"{self.writer_of(body['model'])} says"
-        tokens = [{"token": word, "logprob": -len(word) / 7} for word in text.split()]
+        text = "the same text"
+        noise = self.noise * (len(self.requests) % 3)  # as rounding in batches of other sizes makes it
+        tokens = [{"token": word, "logprob": noise - len(self.writer_of(body["model"])) / 7} for word in text.split()]
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": {"content": tokens}}
         return {"choices": [choice | {"finish_reason": "length"}]}
 
@@ -297,6 +299,10 @@ async def _soon(writer: asyncio.StreamWriter) -> None:
     await _busy(writer, "0")
 
 
+async def _unavailable(writer: asyncio.StreamWriter) -> None:
+    await _json(writer, 503, {"error": "try later"})
+
+
 async def _redirect(writer: asyncio.StreamWriter) -> None:
     await _json(writer, 307, {}, "Location: http://elsewhere.invalid/v1/chat/completions\r\n")
 
@@ -313,6 +319,7 @@ _REFUSALS = {
     "500": _internal,
     "429": _busy,
     "429_soon": _soon,
+    "503": _unavailable,
     "redirect": _redirect,
     "teapot": _odd,
     "reset": _nothing,

@@ -283,9 +283,7 @@ class RemoteBuilder:
                 return Place(upstream, TGI_BASE if upstream.facts.kind == "tgi" else card.name)
         if upstream.facts.kind != "tgi" or self._base_place(upstream) is None:
             return None
-        if await upstream.fingerprint(version) == await upstream.fingerprint(TGI_BASE):
-            return None
-        return Place(upstream, version)
+        return Place(upstream, version) if await upstream.differ(version, TGI_BASE) else None
 
     async def _load(self, upstream: Upstream, served: ServedVersion) -> Place:
         path = self._adapter_path(served)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -211,16 +212,26 @@ class Upstream:
         except (ModelGone, EngineRefused, KeyError, TypeError):
             return None  # no such route here: the chat works without
 
-    async def fingerprint(self, model: str) -> object:
-        """What `model` makes of a fixed prompt, to the last digit: the text and its log-probabilities."""
+    async def differ(self, one: str, other: str) -> bool:
+        """Whether two models give other answers to a fixed prompt, by more than each varies between two askings."""
+        asked = [await self._fingerprint(model) for model in (one, one, other, other)]
+        noise = max(_gap(*asked[:2]), _gap(*asked[2:]))
+        return min(_gap(a, b) for a in asked[:2] for b in asked[2:]) > 2 * noise
+
+    async def _fingerprint(self, model: str) -> tuple[str, tuple[float, ...]]:
+        """What `model` makes of a fixed prompt: the text and its log-probabilities."""
         body = {
             "model": model,
             "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
-            "max_tokens": 8, "temperature": 0.0, "seed": 1, "logprobs": True, "stream": False,
+            "max_tokens": 16, "temperature": 0.0, "seed": 1, "logprobs": True, "stream": False,
         }  # fmt: skip
-        choice = (await self._ask("/v1/chat/completions", body))["choices"][0]
-        tokens = (choice.get("logprobs") or {}).get("content") or ()
-        return choice["message"]["content"], tuple(token["logprob"] for token in tokens)
+        answer = await self._ask("/v1/chat/completions", body)
+        try:
+            choice = answer["choices"][0]
+            tokens = (choice.get("logprobs") or {}).get("content") or ()
+            return str(choice["message"]["content"]), tuple(float(token["logprob"]) for token in tokens)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise EngineBroken(f"{self.name} answered with what is no chat completion: {error!r}") from error
 
     async def load_adapter(self, name: str, path: PurePosixPath) -> None:
         """Have vLLM load an adapter under a new name; never in place (it would serve stale prefixes)."""
@@ -344,6 +355,7 @@ class Upstream:
                     break
                 if text := growing.take(event):
                     yield Chunk(text)
+                    deadlines.on_text()  # the time our reader took is not the server's
         except Closed as closed:
             raise Closed(f"{self.name} is no longer used for {request.model}: {closed}") from None
         except _CAUGHT as error:
@@ -382,7 +394,7 @@ class Upstream:
         if isinstance(error, Answered):
             refused = self._refusal(error)
             if isinstance(refused, EngineBusy):
-                return _TryAgain(refused, refused.retry_after_s)
+                return _TryAgain(refused, refused.retry_after_s if "retry-after" in error.headers else None)
             return _TryAgain(refused) if isinstance(refused, EngineBroken) else refused
         broken = self._unreachable(error)
         return broken if deadlines.has_text else _TryAgain(broken)
@@ -435,6 +447,13 @@ def _parameters(kind: Kind, sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop) or None,
         "extra_body": _VLLM_SAMPLING if kind == "vllm" else None,
     }
+
+
+def _gap(one: tuple[str, tuple[float, ...]], other: tuple[str, tuple[float, ...]]) -> float:
+    """How far two fingerprints are apart; another text is infinitely far."""
+    if one[0] != other[0] or len(one[1]) != len(other[1]):
+        return math.inf
+    return max((abs(a - b) for a, b in zip(one[1], other[1], strict=True)), default=0.0)
 
 
 async def _close(client: AsyncInferenceClient) -> None:
