@@ -356,7 +356,7 @@ def diagnose(settings: Settings) -> list[dict[str, Any]]:
     if settings.engine == "remote":
         builder = remote_builder(settings)
         try:
-            limits = asyncio.run(builder.configure())
+            limits = asyncio.run(builder.inspect())
             note("model server", True, "; ".join([str(settings.remote_url), *limits]))
         except EngineError as error:
             note("model server", False, str(error))

@@ -92,6 +92,8 @@ class Settings(BaseModel):
             parts = urlsplit(url.strip())
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("every URL must begin with http:// or https:// and name a host")
+            if parts.port == 0:  # asking for it refuses what is no port
+                raise ValueError("the port must be from 1 to 65535")
             if "@" in parts.netloc or parts.query or parts.fragment:
                 raise ValueError("must hold no user, password, query or fragment: the key goes into ZLOOP_REMOTE_KEY")
         return urls

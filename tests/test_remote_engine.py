@@ -451,6 +451,8 @@ def test_a_swap_loads_under_a_new_name_drains_and_unloads_while_people_chat(vllm
 
 def test_what_an_earlier_run_left_is_unloaded_and_what_is_not_ours_stays(vllm: StandIn) -> None:
     vllm.adapters = {"zloop-me-v9-abcdef": "/x", "zloop-you-v9-abcdef": "/y", "theirs": "/z"}
+    run(builder(vllm, owner="me").inspect())  # `zloop doctor` beside a running server
+    assert len(vllm.adapters) == 3
     run(builder(vllm, owner="me").configure())
     assert set(vllm.adapters) == {"zloop-you-v9-abcdef", "theirs"}
 
@@ -494,7 +496,7 @@ def test_a_vllm_that_cannot_load_while_it_runs_says_so_at_the_start(vllm: StandI
 
     async def work() -> tuple[list[str], str]:
         build = builder(vllm)
-        limits = await build.configure()
+        limits = await build.inspect()
         with pytest.raises(VersionUnservable) as caught:
             await build(adapted("v3"))
         return limits, str(caught.value)
@@ -513,7 +515,7 @@ def test_tgi_serves_the_base_and_the_adapters_it_was_started_with(tgi: StandIn) 
 
     async def work() -> None:
         build = builder(tgi)
-        assert ["LORA_ADAPTERS=v3=/versions/v3/adapter" in limit for limit in await build.configure()] == [True]
+        assert ["LORA_ADAPTERS=v3=/versions/v3/adapter" in limit for limit in await build.inspect()] == [True]
         base, adapter = await build(BASE), await build(adapted("v1"))
         assert (base.model, adapter.model) == ("tgi", "v1")
         assert (await said(adapter)).startswith("v1:3:0")
@@ -536,10 +538,10 @@ def test_blue_green_between_two_tgis(tgi: StandIn) -> None:
     async def work(green_port: int) -> None:
         green_url = Upstream(f"http://127.0.0.1:{green_port}", timeouts=PATIENT)
         build = RemoteBuilder([Upstream(tgi.url, timeouts=PATIENT), green_url])
-        assert ["cannot be reached" in limit for limit in await build.configure()] == [False, True]
+        assert ["cannot be reached" in limit for limit in await build.inspect()] == [False, True]
         slot = ModelSlot(build)
         await slot.start(BASE)
-        with pytest.raises(VersionUnservable, match=r"cannot serve v1: .*cannot be reached.*takes adapters only"):
+        with pytest.raises(VersionUnservable, match=r"cannot serve v1: .*takes adapters only.*cannot be reached"):
             await slot.swap(adapted("v1"))
         with standing_in(StandIn("tgi", launch_adapters=("v1",), port=green_port)) as green:
             await slot.swap(adapted("v1"))
@@ -557,11 +559,17 @@ def test_blue_green_between_two_tgis(tgi: StandIn) -> None:
 def test_a_server_that_cannot_load_serves_the_versions_it_lists() -> None:
     async def work(blue: StandIn, green: StandIn) -> None:
         build = builder(blue, green)
-        limits = await build.configure()
+        limits = await build.inspect()
         assert [("only those that its /v1/models lists" in limit) for limit in limits] == [True, True]
         engine = await build(adapted("v1"))
         assert (engine.model, engine.upstream.url) == ("v1", green.url)
         assert (await build(BASE)).upstream.url == blue.url
+        with pytest.raises(EngineStartFailed, match="lists no base model: name it with ZLOOP_MODEL"):
+            await builder(green, blue).inspect()  # v1 must not be taken for the base
+        alone = builder(green, base="base-model")
+        assert (await alone(adapted("v1"))).model == "v1"
+        with pytest.raises(VersionUnservable, match="cannot serve v0"):
+            await alone(BASE)
         with pytest.raises(VersionUnservable, match="cannot serve v2"):
             await build(adapted("v2"))
 
@@ -596,7 +604,8 @@ def test_an_answer_gets_the_room_there_is_and_a_prompt_without_room_is_refused(k
 
 def test_a_base_that_is_not_there_is_said_with_what_is(vllm: StandIn) -> None:
     with pytest.raises(EngineStartFailed, match=r"'zephyr' is not served at .*lists: base-model\. Set ZLOOP_MODEL"):
-        run(builder(vllm, base="zephyr").configure())
+        run(builder(vllm, base="zephyr").inspect())
+    assert run(builder(vllm, base="base-model").inspect()) == []
     with pytest.raises(EngineBroken, match=r"cannot be reached .*: is it running"):
         run(RemoteBuilder([Upstream(f"http://127.0.0.1:{free_port()}")]).configure())
 
@@ -625,6 +634,7 @@ def test_the_settings_reach_the_servers_and_name_the_base_to_train(tmp_path: Pat
     ("name", "value", "message"),
     [
         ("URL", "model-server:8000", "must begin with http"),
+        ("URL", "http://host:99999", "ort"),
         ("URL", f"http://me:{SECRET}@host/v1", "the key goes into ZLOOP_REMOTE_KEY"),
         ("URL", f"http://host/v1?key={SECRET}", "the key goes into ZLOOP_REMOTE_KEY"),
         ("KEY", f"{SECRET}\nX-Other: 1", "printable ASCII"),

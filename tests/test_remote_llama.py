@@ -145,7 +145,7 @@ def test_what_is_too_long_gets_the_numbers(llama: LlamaServer) -> None:
 def test_it_cannot_load_versions_and_says_so(llama: LlamaServer) -> None:
     async def work() -> None:
         builder = RemoteBuilder([Upstream(llama.url, key=KEY)])
-        assert "cannot load versions" in (await builder.configure())[0]
+        assert "cannot load versions" in (await builder.inspect())[0]
         with pytest.raises(VersionUnservable, match="cannot serve v1: the model server at"):
             await builder(ServedVersion("v1", adapter_directory=Path("/versions/v1/adapter")))
 

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -37,7 +38,7 @@ from chat_app.serving.engine import (
     ServedVersion,
     VersionUnservable,
 )
-from chat_app.serving.upstream import TGI_BASE, Upstream
+from chat_app.serving.upstream import TGI_BASE, ModelCard, Upstream
 from chat_app.serving.upstream_errors import ModelGone
 from feedback_store.records import Message
 
@@ -160,8 +161,9 @@ class RemoteEngine:
 
         vLLM and TGI refuse a prompt whose answer could grow over the limit; the engines here write until it is full.
         """
-        counted = await self._upstream.count_tokens(self._model, messages)  # the refusal may say "at least"
-        prompt_tokens = error.prompt_tokens if counted is None else counted
+        prompt_tokens = error.prompt_tokens
+        with suppress(EngineError):  # the refusal may say "at least": better ask, where one can
+            prompt_tokens = await self._upstream.count_tokens(self._model, messages) or prompt_tokens
         room = error.limit - prompt_tokens
         if not 1 <= room < sampling.max_tokens:
             raise ContextOverflow(prompt_tokens, error.limit) from error
@@ -200,17 +202,17 @@ class RemoteBuilder:
         self._base = base
         self._adapter_root = adapter_root
         self._names = AdapterNames(owner)
-        self._is_configured = False
+        self._is_inspected = False
 
     @property
     def limits(self) -> list[str]:
-        """What these servers cannot serve, in sentences; known once `configure` has run."""
+        """What these servers cannot serve, in sentences; known once `inspect` has run."""
         return [sentence for upstream in self._upstreams if (sentence := self._limit(upstream)) is not None]
 
-    async def configure(self) -> list[str]:
-        """Ask every server what it is; unload what an earlier run of ours left. Returns `limits`.
+    async def inspect(self) -> list[str]:
+        """Ask every server what it is; returns `limits`.
 
-        Raises EngineError where none answers, or none has the base model.
+        Raises EngineError where none answers, or where they have neither the base nor a version.
         """
         problems = await self._probe()
         if len(problems) == len(self._upstreams):
@@ -218,36 +220,42 @@ class RemoteBuilder:
         if self._base is None:
             self._base = self._first_base()
         reachable = [upstream for upstream in self._upstreams if upstream.is_probed]
-        if not any(self._base_place(upstream) for upstream in reachable):
-            listed = ", ".join(card.name for upstream in reachable for card in upstream.facts.bases) or "nothing"
+        names = [card.name for upstream in reachable for card in upstream.facts.bases]
+        if not any(self._base_place(upstream) for upstream in reachable) and not any(map(_is_version, names)):
+            listed = ", ".join(names) or "nothing"
             raise EngineStartFailed(
                 f"the base model {self._base!r} is not served at {_urls(reachable)}, which lists: {listed}. "
                 "Set ZLOOP_MODEL to one of these, or start the model server with it."
             )
-        for upstream in reachable:
-            for card in upstream.facts.models if upstream.facts.loads_adapters else ():
+        self._is_inspected = True
+        return self.limits
+
+    async def configure(self) -> None:
+        """Before serving begins: `inspect`, say what cannot be served, unload what an earlier run of ours left.
+
+        Only the one server of a data directory may do this: what it unloads must not be in use. Raises EngineError.
+        """
+        for sentence in await self.inspect():
+            log.warning("%s", sentence)
+        for upstream in self._upstreams:
+            for card in upstream.facts.models if upstream.is_probed and upstream.facts.loads_adapters else ():
                 if self._names.is_ours(card.name):
                     log.info("Unloading %s, left at %s by an earlier run.", card.name, upstream.name)
                     await _unload(upstream, card.name)
-        for sentence in self.limits:
-            log.warning("%s", sentence)
-        self._is_configured = True
-        return self.limits
 
     async def __call__(self, served: ServedVersion) -> RemoteEngine:
         """An engine of this version. Raises VersionUnservable where no server has it or can load it."""
-        if self._is_configured:
+        if self._is_inspected:
             problems: Sequence[EngineError] = await self._probe()  # one may have been started again with other adapters
         else:
-            await self.configure()
+            await self.inspect()
             problems = [error for upstream in self._upstreams if (error := upstream.problem) is not None]
         place = await self._place(served)
         if place is not None:
             return RemoteEngine(served, place, self._names)
         if len(problems) == len(self._upstreams):
             raise problems[0]
-        reasons = [str(error) for error in problems] + self.limits
-        raise VersionUnservable(f"cannot serve {served.version}: {'; '.join(reasons) or 'no server has it'}")
+        raise VersionUnservable(f"cannot serve {served.version}: {'; '.join(self.limits) or 'no server has it'}")
 
     async def _probe(self) -> list[EngineError]:
         await asyncio.gather(*(upstream.look() for upstream in self._upstreams))
@@ -269,7 +277,7 @@ class RemoteBuilder:
     def _base_place(self, upstream: Upstream) -> Place | None:
         """The base on this server, by its name, its path, or the last part of either."""
         assert self._base is not None
-        cards = upstream.facts.bases
+        cards = upstream.facts.bases or (ModelCard(self._base),)  # some gateways list nothing: the check will tell
         exact = [card for card in cards if self._base in (card.name, card.root)]
         named = [card for card in cards if _last(self._base) in (_last(card.name), _last(card.root or ""))]
         for card in [*exact, *named]:
@@ -305,10 +313,14 @@ class RemoteBuilder:
         return self._adapter_root / served.version / served.adapter_directory.name
 
     def _first_base(self) -> str:
-        for upstream in self._upstreams:
-            if upstream.problem is None and upstream.facts.bases:
-                return upstream.facts.bases[0].name
-        raise EngineStartFailed(f"{_urls(self._upstreams)} lists no model: name it with ZLOOP_MODEL")
+        """The first model of the first server: another one may have been started with a version in its place."""
+        first = self._upstreams[0]
+        if first.problem is not None:
+            raise first.problem
+        names = [card.name for card in first.facts.bases if not _is_version(card.name)]
+        if not names:
+            raise EngineStartFailed(f"{first.name} lists no base model: name it with ZLOOP_MODEL")
+        return names[0]
 
     def _limit(self, upstream: Upstream) -> str | None:
         if upstream.problem is not None:
@@ -334,6 +346,10 @@ async def _unload(upstream: Upstream, name: str) -> None:
         await upstream.unload_adapter(name)
     except EngineError as error:
         log.warning("%s could not be unloaded: %s", name, error)
+
+
+def _is_version(name: str) -> bool:
+    return re.fullmatch(r"v\d+(-practice-.*)?", _last(name)) is not None
 
 
 def _last(name: str) -> str:

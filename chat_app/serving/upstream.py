@@ -225,7 +225,7 @@ class Upstream:
             "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
             "max_tokens": 16, "temperature": 0.0, "seed": 1, "logprobs": True, "stream": False,
         }  # fmt: skip
-        answer = await self._ask("/v1/chat/completions", body)
+        answer = await self._ask("/v1/chat/completions", body, limit_s=self.timeouts.first_token_s)
         try:
             choice = answer["choices"][0]
             tokens = (choice.get("logprobs") or {}).get("content") or ()
@@ -339,6 +339,7 @@ class Upstream:
                     pause_s = self._dice.uniform(0, PAUSE_S * 2**attempt)
                 if attempt == TRIES or pause_s > MAX_PAUSE_S or pause_s > deadlines.left_s:
                     raise again.error from again.__cause__
+                log.info("%s. Trying again in %.1f s (try %d of %d).", again.error, pause_s, attempt + 1, TRIES)
             await asyncio.sleep(pause_s)
 
     async def _once(self, request: _Request, deadlines: Deadlines) -> AsyncGenerator[Chunk, None]:
@@ -355,7 +356,8 @@ class Upstream:
                     break
                 if text := growing.take(event):
                     yield Chunk(text)
-                    deadlines.on_text()  # the time our reader took is not the server's
+                    if growing.finish_reason is None:
+                        deadlines.on_text()  # the time our reader took is not the server's
         except Closed as closed:
             raise Closed(f"{self.name} is no longer used for {request.model}: {closed}") from None
         except _CAUGHT as error:
