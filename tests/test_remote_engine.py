@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import socket
 import subprocess
 import sys
 import textwrap
@@ -272,6 +273,26 @@ def test_a_server_that_is_away_is_said_at_once_and_the_breaker_opens_and_recover
             now[0] += 12
             assert await said(engine)
             assert await said(engine)
+
+    run(work())
+
+
+def test_a_server_that_takes_no_connection_is_given_up_after_the_limit(vllm: StandIn) -> None:
+    """A listener whose queue is full drops what else knocks, as a host that is off does."""
+
+    async def work() -> None:
+        limits = Timeouts(connect_s=0.2, first_token_s=2.0)
+        async with engine_on(vllm, limits) as engine:
+            with socket.socket() as full, ExitStack() as queue:
+                full.bind(("127.0.0.1", 0))
+                full.listen(0)
+                for _ in range(3):
+                    knocking = queue.enter_context(socket.socket())
+                    knocking.setblocking(False)
+                    knocking.connect_ex(full.getsockname())
+                engine.upstream.url = f"http://127.0.0.1:{full.getsockname()[1]}"
+                with pytest.raises(EngineTimeout, match=r"no connection within 0\.2 s"):
+                    await said(engine)
 
     run(work())
 
