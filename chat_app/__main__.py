@@ -4,6 +4,7 @@ The one place of chat_app (with `cli.py`) that knows the trainer. Everything it 
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -14,13 +15,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
 from chat_app.operations import Operations
-from chat_app.serving.engine import Canary, Engine, ServedVersion
+from chat_app.serving.engine import Canary, Engine, EngineError, ServedVersion
 from chat_app.settings import Settings, SettingsError, load_settings
 from feedback_store import snapshots
 from feedback_store.backup import list_backups, verify_backup
@@ -35,6 +36,9 @@ from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
+
+if TYPE_CHECKING:
+    from chat_app.serving.remote_engine import RemoteBuilder
 
 TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.UnknownRecipe: 404,
@@ -102,7 +106,13 @@ class TrainerRoom:
         canaries = tuple(
             Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in versions.canaries(version)
         )
-        return ServedVersion(version, self._base.gguf, versions.adapter_gguf(version), canaries=canaries)
+        return ServedVersion(
+            version,
+            self._base.gguf,
+            versions.adapter_gguf(version),
+            adapter_directory=versions.adapter_directory(version),
+            canaries=canaries,
+        )
 
     def evaluate(self, version: str, against: str) -> dict[str, Any]:
         evaluation = self.supervisor.evaluate(version, against)
@@ -118,6 +128,8 @@ def base_model(settings: Settings) -> BaseModel:
     """The base named by ZLOOP_MODEL. Raises CannotServe for a path that is not a GGUF file."""
     if settings.model == "auto":
         return embedded()
+    if settings.engine == "remote":
+        return remote_base(settings)
     path = Path(settings.model).expanduser().absolute()
     if not path.is_file() or path.suffix != ".gguf":
         raise CannotServe(
@@ -125,6 +137,21 @@ def base_model(settings: Settings) -> BaseModel:
             "Use `auto` for the embedded model, or the path of a .gguf file of the Llama family."
         )
     return BaseModel(name=path.stem.lower(), gguf=path, directory=None)
+
+
+def remote_base(settings: Settings) -> BaseModel:
+    """The base as the model server names it, and where its weights are for training.
+
+    ZLOOP_MODEL is a GGUF file, a directory, or a hub id. The hub id's directory is looked for under `models/`: chatting
+    needs none, and training says that it is missing.
+    """
+    path = Path(settings.model).expanduser().absolute()
+    if path.suffix == ".gguf" and path.is_file():
+        return BaseModel(path.stem.lower(), gguf=path)
+    if path.is_dir():
+        return BaseModel(path.name.lower(), directory=path)
+    name = settings.model.strip("/").replace("/", "--").lower()
+    return BaseModel(name, directory=settings.data_dir / "models" / name)
 
 
 def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
@@ -146,11 +173,37 @@ def engine_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[En
         from chat_app.serving.scripted_engine import build_scripted_engine
 
         return partial(build_scripted_engine, delay_s=settings.scripted_delay_s)
+    if settings.engine == "remote":
+        builder = remote_builder(settings)
+        try:
+            asyncio.run(builder.configure())  # what cannot be served is said now, not at the first promotion
+        except EngineError as error:
+            raise CannotServe(f"ZLOOP_ENGINE=remote: {error}.") from error
+        return builder
     if find_spec("xllamacpp") is None:
         raise CannotServe("The native engine (xllamacpp) is not installed. Run `make setup`.")
     from chat_app.serving.llama_engine import build_llama_engine
 
     return partial(build_llama_engine, log_dir=settings.data_dir / "logs")
+
+
+def remote_builder(settings: Settings) -> "RemoteBuilder":
+    """The servers of ZLOOP_REMOTE_URL with everything the settings say about them; not asked anything yet."""
+    from chat_app.serving.deadlines import Timeouts
+    from chat_app.serving.remote_engine import RemoteBuilder
+    from chat_app.serving.upstream import Upstream
+
+    assert settings.remote_url is not None
+    key = "" if settings.remote_key is None else settings.remote_key.get_secret_value()
+    kind = None if settings.remote_kind == "auto" else settings.remote_kind
+    timeouts = Timeouts(*map(float, settings.remote_timeouts_s.split(",")))
+    root = settings.remote_adapter_dir
+    return RemoteBuilder(
+        [Upstream(url.strip(), key=key, kind=kind, timeouts=timeouts) for url in settings.remote_url.split(",")],
+        base=None if settings.model == "auto" else settings.model,
+        adapter_root=None if root is None else PurePosixPath(root),
+        owner=hashlib.sha256(str(settings.data_dir).encode()).hexdigest()[:8],
+    )
 
 
 def open_store(settings: Settings) -> FeedbackStore:
@@ -192,7 +245,7 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
 
     _keep_to_ourselves()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "httpcore"):
+    for chatty in ("httpx", "httpcore", "httpx2", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     url = f"http://{settings.host}:{settings.port}"
     running = find_server(settings.data_dir)
@@ -333,6 +386,13 @@ def diagnose(settings: Settings) -> list[dict[str, Any]]:
         note("model", True, f"{base.name} ({base.gguf})")
     except (CannotServe, refusals.TrainerError) as error:
         note("model", False, str(error))
+    if settings.engine == "remote":
+        builder = remote_builder(settings)
+        try:
+            limits = asyncio.run(builder.inspect())
+            note("model server", True, "; ".join([str(settings.remote_url), *limits]))
+        except EngineError as error:
+            note("model server", False, str(error))
     for package, use in (("xllamacpp", "chat"), ("torch", "training"), ("trl", "training"), ("gguf", "training")):
         found = find_spec(package) is not None
         note(package, found, f"for {use}" + ("" if found else ": not installed; run `make setup`"))

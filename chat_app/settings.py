@@ -8,11 +8,13 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 PREFIX = "ZLOOP_"
+MAY_HOLD_A_SECRET = ("remote_key", "remote_url")  # a refused URL may be refused for the password in it
 
 
 class SettingsError(Exception):
@@ -30,8 +32,10 @@ class Settings(BaseModel):
     host: Annotated[str, Field(description="Address to listen on; only loopback until accounts exist.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 7860
     engine: Annotated[
-        Literal["llama", "scripted"],
-        Field(description="What answers: `llama` (native, the default) or `scripted` (no model)."),
+        Literal["llama", "remote", "scripted"],
+        Field(
+            description="What answers: `llama` (native, the default), `remote` (vLLM, TGI …) or `scripted` (no model)."
+        ),
     ] = "llama"
     model: Annotated[
         str, Field(min_length=1, description="The base model: `auto` (the embedded one) or the path of a GGUF file.")
@@ -39,6 +43,25 @@ class Settings(BaseModel):
     keep_warm: Annotated[
         bool, Field(description="Keep the engine of the champion before, so that a rollback takes no time.")
     ] = True
+    remote_url: Annotated[
+        str | None, Field(description="`remote`: URL of the model server; two, with a comma, for blue/green.")
+    ] = None
+    remote_key: Annotated[SecretStr | None, Field(description="`remote`: the model server's API key.")] = None
+    remote_kind: Annotated[
+        Literal["auto", "vllm", "tgi", "openai"],
+        Field(description="`remote`: what the model server is; `auto` asks it."),
+    ] = "auto"
+    remote_adapter_dir: Annotated[
+        str | None,
+        Field(description="`remote`: where vLLM sees the directory `versions`; None: at the same path as here."),
+    ] = None
+    remote_timeouts_s: Annotated[
+        str,
+        Field(
+            pattern=r"^\d+(\.\d+)?(,\d+(\.\d+)?){3}$",
+            description="`remote`: seconds to connect, to the first token, between tokens, for a whole answer.",
+        ),
+    ] = "5,120,60,900"
     retrain_every: Annotated[
         int,
         Field(
@@ -87,6 +110,33 @@ class Settings(BaseModel):
         float, Field(ge=0, le=10, description="Seconds between two words of the `scripted` engine.")
     ] = 0.0
 
+    @field_validator("remote_url")
+    @classmethod
+    def _only_plain_urls(cls, urls: str | None) -> str | None:
+        for url in () if urls is None else urls.split(","):
+            parts = urlsplit(url.strip())
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("every URL must begin with http:// or https:// and name a host")
+            if parts.port == 0:  # asking for it refuses what is no port
+                raise ValueError("the port must be from 1 to 65535")
+            if "@" in parts.netloc or parts.query or parts.fragment:
+                raise ValueError("must hold no user, password, query or fragment: the key goes into ZLOOP_REMOTE_KEY")
+        return urls
+
+    @field_validator("remote_key")
+    @classmethod
+    def _only_header_text(cls, key: SecretStr | None) -> SecretStr | None:
+        text = "" if key is None else key.get_secret_value().strip()
+        if not text.isascii() or not text.isprintable():
+            raise ValueError("must be printable ASCII: nothing else can be sent in a header")
+        return SecretStr(text) if text else None
+
+    @model_validator(mode="after")
+    def _remote_needs_a_url(self) -> Self:
+        if self.engine == "remote" and self.remote_url is None:
+            raise ValueError("ZLOOP_ENGINE=remote needs ZLOOP_REMOTE_URL, the model server's URL")
+        return self
+
     @field_validator("host")
     @classmethod
     def _only_loopback(cls, host: str) -> str:
@@ -125,9 +175,12 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 def _sentence(detail: Mapping[str, object]) -> str:
     location = detail["loc"]
-    name = str(location[0]) if isinstance(location, tuple) and location else "?"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    return f"{PREFIX}{name.upper()}={detail['input']!r}: {message[0].lower()}{message[1:]}."
+    if not isinstance(location, tuple) or not location:
+        return f"{message}."  # of several settings together
+    name = str(location[0])
+    given = "(not shown)" if name in MAY_HOLD_A_SECRET else repr(detail["input"])
+    return f"{PREFIX}{name.upper()}={given}: {message[0].lower()}{message[1:]}."
 
 
 def settings_table() -> list[tuple[str, str, str]]:
