@@ -263,7 +263,7 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
             server = Server(app, app.state.operations.drain)
             server.run(sockets=[listener])
             if failures:
-                raise CannotServe(f"No model can be served: {failures[0]}") from failures[0]
+                raise CannotServe(f"The server could not start: {failures[0]}") from failures[0]
             if server.force_exit:
                 sys.exit("zloop: stopped at once; answers that were being written are lost.")
     except (StoreError, SettingsError) as error:
@@ -299,10 +299,9 @@ def create_application(
     async def start() -> None:
         try:
             await operations.start_serving()
+            on_ready()
         except Exception as error:  # noqa: BLE001 - whatever it is, the server must end and say why
             on_failure(error)
-        else:
-            on_ready()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

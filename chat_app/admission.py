@@ -2,7 +2,7 @@
 
 Where it sits: `answers.py` takes a seat here before it pins an engine, and gives it back when the engine has stopped
 writing. A seat is one answer being written; a pair takes two, together or not at all. Free seats go round the users,
-not round the requests: whoever has fifty requests in line delays nobody's first one by more than one of them.
+not round the requests: fifty requests of one user delay nobody else's first one.
 
 When the line is full, the newest request of whoever has the most in it gives way. A user's tokens are counted when an
 answer has ended, by what it really took; the bucket may fall below zero and refills steadily, which no rate limiting
