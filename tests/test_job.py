@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import tiny_model
@@ -104,8 +105,14 @@ def test_another_number_of_processes_than_asked_for_is_refused(data: Path) -> No
 class Words:
     """A tokenizer that counts words, for the choice of rows."""
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_options: object) -> dict[str, list[int]]:
-        return {"input_ids": [hash(word) for message in messages for word in message["content"].split()]}
+    all_special_tokens = ()
+    added_tokens_decoder: ClassVar[dict[int, object]] = {}
+
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, tokenize: bool = True, **_options: object
+    ) -> dict[str, list[int]] | str:
+        text = " ".join(message["content"] for message in messages)
+        return {"input_ids": [hash(word) for word in text.split()]} if tokenize else text
 
 
 def test_own_picks_come_before_the_rest_when_steps_are_few() -> None:
