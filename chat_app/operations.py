@@ -430,6 +430,8 @@ class Operations:
             try:
                 await self._slot.swap(served, commit, maintenance=maintenance)
             except NoRoom as error:
+                if maintenance:  # it does not fit alone either
+                    raise
                 raise NeedsMaintenance(version, error, self._slot.maintenance_limit_s) from error
         self._problem = None
 
