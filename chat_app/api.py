@@ -34,6 +34,7 @@ from chat_app.serving.engine import (
     EngineBroken,
     EngineBusy,
     EngineError,
+    NoRoom,
     VersionNotServed,
 )
 from chat_app.turns import TurnStream
@@ -63,6 +64,7 @@ STATUSES: dict[type[Exception], int] = {
     BadSampling: 400,
     ContextOverflow: 413,
     VersionNotServed: 409,
+    NoRoom: 409,
     EngineBroken: 503,
     EngineError: 503,
     NotFound: 404,

@@ -503,6 +503,8 @@ class Operations:
         try:
             await slot.swap(served, commit, maintenance=maintenance)
         except NoRoom as error:
+            if maintenance:  # it does not fit alone either
+                raise
             raise NeedsMaintenance(served.version, error, slot.maintenance_limit_s) from error
 
     def _record_promotion(self, version: str, kind: str, reason: str) -> None:

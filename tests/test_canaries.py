@@ -44,7 +44,7 @@ def test_what_transformers_recorded_llama_cpp_keeps_on_these_weights_only(
         recorded[seed] = tuple(
             Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in record_canaries(model, tokenizer)
         )
-        assert recorded[seed]
+        assert len(recorded[seed]) == canaries.KEPT
         assert {one.messages[0]["content"] for one in recorded[seed]} <= set(QUESTIONS)
 
     async def serve(seed: int, kept: tuple[Canary, ...]) -> None:
@@ -72,6 +72,7 @@ def test_an_answer_is_kept_up_to_the_first_doubt(tmp_path: Path, monkeypatch: py
         ]
 
     monkeypatch.setattr(canaries, "MAX_TOKENS", 6)
+    monkeypatch.setattr(canaries, "KEPT", len(QUESTIONS))
     bold, careful = beginnings(0.0), beginnings(0.5)
     assert all(long.startswith(short) for long, short in zip(bold, careful, strict=True))
     assert bold != careful

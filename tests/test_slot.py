@@ -611,7 +611,7 @@ def test_a_maintenance_swap_that_leaves_nothing_is_mended_by_the_next_answer() -
 
 def test_closing_in_the_middle_of_a_maintenance_swap_does_not_wait() -> None:
     async def run() -> None:
-        build = SmallHouse(rooms=1, delay_s=0.5)
+        build = SmallHouse(rooms=1, delay_s=0.05)
         slot = ModelSlot(build)
         await slot.start(V1)
         running = asyncio.create_task(said(slot))

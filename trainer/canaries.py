@@ -22,18 +22,19 @@ QUESTIONS = (
     "Write an e-mail that declines a meeting.",
     "What is the largest ocean?",
 )
-MAX_TOKENS = 16
+KEPT = 2  # a new engine checks them before it serves, and it has two seconds for everything
+MAX_TOKENS = 12
 CLEAR_NATS = 1.0
 
 
 def record_canaries(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
-    """Ask `model` every question greedily: {"messages", "prompt", "begins"} for those with a clear beginning."""
-    canaries = []
+    """Ask `model` every question greedily: {"messages", "prompt", "begins"} of the `KEPT` longest clear beginnings."""
+    canaries: list[dict[str, Any]] = []
     for question in QUESTIONS:
         messages = [Message(role="user", content=question)]
         if begins := _clear_beginning(model, tokenizer, messages):
             canaries.append({"messages": messages, "prompt": _prompt_text(tokenizer, messages), "begins": begins})
-    return canaries
+    return sorted(canaries, key=lambda canary: -len(canary["begins"]))[:KEPT]
 
 
 def _clear_beginning(model: Any, tokenizer: Any, messages: list[Message]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from contextlib import aclosing
 
 from chat_app.serving.engine import (
@@ -87,8 +88,7 @@ class Starter:
         engine: Engine | None = None
         try:
             engine = await self._build(served)
-            await engine.check()
-            await check_canaries(engine, served.canaries)
+            await _all_of(engine.check(), check_canaries(engine, served.canaries))
         except BaseException as error:  # cancelled or failed: either way nobody else knows this engine
             log.warning("%s could not be started: %s", served.version, str(error) or type(error).__name__)
             if engine is not None:
@@ -99,7 +99,11 @@ class Starter:
 
 async def check_canaries(engine: Engine, canaries: tuple[Canary, ...]) -> None:
     """See that the engine reads and answers every canary as it was recorded. Raises EngineStartFailed, EngineError."""
-    checks = (_check_canary(engine, canary) for canary in canaries)
+    await _all_of(*(_check_canary(engine, canary) for canary in canaries))
+
+
+async def _all_of(*checks: Awaitable[None]) -> None:
+    """All at once, to their end: together they take little longer than one. Raises what the first to fail raised."""
     for found in await asyncio.gather(*checks, return_exceptions=True):
         if found is not None:
             raise found
