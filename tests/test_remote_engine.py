@@ -22,7 +22,9 @@ from server import environment, free_port, serving
 from upstream import StandIn, standing_in
 
 from chat_app.__main__ import CannotServe, base_model, engine_builder, remote_builder
+from chat_app.admission import Admission
 from chat_app.answers import Answers
+from chat_app.metrics import Metrics
 from chat_app.serving.deadlines import Timeouts
 from chat_app.serving.engine import (
     ContextOverflow,
@@ -189,7 +191,9 @@ def test_each_fault_is_one_clear_error_and_never_a_complete_answer(
         timeouts = QUICK if requests == 1 else PATIENT
         slot = ModelSlot(builder(vllm, timeouts=timeouts))
         await slot.start(BASE)
-        answers = Answers(store, slot, "local")
+        metrics = Metrics()
+        admission = Admission(at_once=4, per_user=4, max_waiting=4, tokens_per_minute=0, metrics=metrics)
+        answers = Answers(store, slot, "local", admission, metrics)
         vllm.requests.clear()
         vllm.always = fault
         watched: list[TurnStream] = []
@@ -447,7 +451,7 @@ def test_a_swap_loads_under_a_new_name_drains_and_unloads_while_people_chat(vllm
 
     async def work() -> None:
         build = builder(vllm, adapter_root=PurePosixPath("/versions"), owner="me")
-        slot = ModelSlot(build)
+        slot = ModelSlot(build, keep_warm=False)
         await slot.start(BASE)
         people = [asyncio.create_task(chat(slot)) for _ in range(8)]
         for version in ("v1", "v2", "v1"):
