@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from trainer import schedule
 from trainer.base_model import BaseModel, embedded
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
+from trainer.served_model import ensure_served
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
 
@@ -66,6 +67,13 @@ class TrainerRoom:
         self._base = base_model(settings)
         self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
 
+    @cached_property
+    def _served_gguf(self) -> Path | None:
+        """The base as the native engine reads it: the embedded one in the form that answers fastest."""
+        if self._settings.engine != "llama" or self._settings.model != "auto":
+            return self._base.gguf
+        return ensure_served(self._base, self._settings.data_dir / "models")
+
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
 
@@ -96,9 +104,9 @@ class TrainerRoom:
     def served(self, version: str) -> ServedVersion:
         """What the engine needs to serve `version`, every hash checked. Raises VersionDamaged, VersionNotFound."""
         if version == BASE_VERSION:
-            return ServedVersion(version, self._base.gguf)
+            return ServedVersion(version, self._served_gguf)
         self.supervisor.versions.verify(version)
-        return ServedVersion(version, self._base.gguf, self.supervisor.versions.adapter_gguf(version))
+        return ServedVersion(version, self._served_gguf, self.supervisor.versions.adapter_gguf(version))
 
     def evaluate(self, version: str, against: str) -> dict[str, Any]:
         evaluation = self.supervisor.evaluate(version, against)

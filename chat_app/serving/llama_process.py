@@ -54,7 +54,7 @@ def _serve(config: dict[str, Any]) -> Any:
     params.n_parallel = config["parallel"]
     params.kv_unified = True  # one stream may use the whole context while the others are idle
     params.cpuparams.n_threads = config["threads"]
-    params.cpuparams_batch.n_threads = config["threads"]
+    params.cpuparams_batch.n_threads = config["batch_threads"]
     params.cache_prompt = True
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.warmup = False  # the engine's check is the warm-up
