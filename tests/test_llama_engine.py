@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
@@ -48,23 +47,10 @@ def base_gguf() -> Path:
 
 @pytest.fixture(scope="module")
 def adapter_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A loud random adapter: no good, but it changes what the model says."""
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    path = tmp_path_factory.mktemp("adapter") / "adapter.gguf"
-    dice = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 4.0)
-    for layer in range(8):
-        name = f"blk.{layer}.ffn_down.weight"
-        writer.add_tensor(f"{name}.lora_a", dice.normal(size=(2, 1536)).astype(np.float32))
-        writer.add_tensor(f"{name}.lora_b", dice.normal(size=(576, 2)).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    from tiny_model import loud_adapter
+
+    return loud_adapter(tmp_path_factory.mktemp("adapter") / "adapter.gguf")
 
 
 def serve(work: Callable[[LlamaEngine], Awaitable[None]], served: ServedVersion, log_dir: Path) -> None:

@@ -18,6 +18,9 @@ from typing import Any
 
 PROMPT_CACHE_MIB = 256
 WARNINGS_ONLY = 2
+# The native threads (OpenMP) sleep while they wait for each other. Spinning, their default, holds a core that a busy
+# neighbour needs, and then all of them wait for the one that has none.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 def main() -> None:
@@ -41,6 +44,7 @@ def main() -> None:
 
 def _serve(config: dict[str, Any]) -> Any:
     """The running server, its model loaded. Raises ImportError and RuntimeError."""
+    os.environ.update(WAITING)  # read once, when the library is loaded
     import xllamacpp
 
     params = xllamacpp.CommonParams()
