@@ -11,6 +11,7 @@ Needs gguf and numpy, no torch. Not covered: files a person named, which are ser
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def ensure_served(base: BaseModel, models_dir: Path) -> Path:
         return gguf
     if target.exists():
         log.warning("%s is not as it was written; making it again.", target)
-        target.rename(target.with_name(f".{target.name}.damaged-{time.time_ns()}"))
+        shutil.rmtree(target)
     log.info("Preparing %s as %s, once: %s", base.name, FORM, gguf)
     began = time.monotonic()
     with new_directory(target) as directory:
