@@ -194,7 +194,9 @@ def test_a_conversation_beyond_the_context_is_refused_with_the_numbers(stage: St
     assert stage.run(said(stage.engine))
 
 
-@pytest.mark.parametrize("strange", ["Repeat: a\u2028b\u0085c", "Answer in 日本語 🚣🏽 مرحبا", "\x00 \ufffd \u200d", "\r\n\r\n"])
+@pytest.mark.parametrize(
+    "strange", ["Repeat: a\u2028b\u0085c", "Answer in 日本語 🚣🏽 مرحبا", "\x00 \ufffd \u200d", "\r\n\r\n"]
+)
 def test_any_text_can_be_asked(stage: Stage, strange: str) -> None:
     messages: list[Message] = [{"role": "user", "content": strange + " Write a word."}]
     chunks = stage.run(chunks_of(stage.engine, messages=messages))

