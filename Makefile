@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store clean
+.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store bench-serving bench-quantisation clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -43,6 +43,12 @@ bench-first-token: setup-dev  ## first-token time idle and while a run trains �
 bench-store: setup-dev  ## picks a second, imports, snapshots, statistics → docs/benchmarks/
 	$(BIN)/python scripts/bench_store.py picks
 	$(BIN)/python scripts/bench_data.py
+
+bench-serving: setup-dev  ## the whole product against a bare llama-server, transformers serve, Gradio → docs/benchmarks/
+	$(BIN)/python scripts/bench_serving.py
+
+bench-quantisation: setup-dev  ## which form of the embedded model to serve → docs/benchmarks/
+	$(BIN)/python scripts/bench_quantisation.py
 
 clean:           ## remove the environment (never the data directory)
 	rm -rf .venv build *.egg-info

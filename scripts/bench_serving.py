@@ -4,9 +4,9 @@
 
 The product is a real `zloop serve` with the embedded model, asked over its HTTP API. Beside it stand a bare
 llama-server (the same native library, file, threads and context, asked directly), eager `model.generate`,
-`transformers serve` and a naive Gradio chat, these three on the same weights dequantised. Each comparison goes in turns,
-and medians are told. Every answer compared is cut at the same number of tokens; a round in which one ended by itself is
-asked again. Servers started here are stopped here.
+`transformers serve` and a naive Gradio chat, these three on the same weights dequantised. Each comparison goes in
+turns, and medians are told. Every answer compared is cut at the same number of tokens; a round in which one ended by
+itself is asked again. Servers started here are stopped here.
 """
 
 import argparse
@@ -264,7 +264,7 @@ def publish_versions(data_dir: Path, directory: Path, names: Sequence[str]) -> N
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def line(what: str, ours: float, theirs: float, target: tuple[str, float], unit: str, n: int) -> Line:
+def line(what: str, ours: float, theirs: float, target: tuple[str, float], *, n: int, unit: str) -> Line:
     """`target`: `>=` wants ours/theirs at least that; `<=` at most; `sooner` wants theirs/ours at least that."""
     relation, limit = target
     ratio = theirs / ours if relation == "sooner" else ours / theirs
@@ -283,12 +283,14 @@ def throughput(product: Target, gguf: Path, directory: Path, work: Path, size: S
                 size.rounds, partial(rate, product, streams, size.tokens), partial(rate, bare, streams, size.tokens)
             )
             what = f"{streams} stream{'s' if streams > 1 else ''} against a bare llama-server"
-            yield line(what, ours, theirs, (">=", 0.9), "tokens/s", size.rounds)
+            yield line(what, ours, theirs, (">=", 0.9), n=size.rounds, unit="tokens/s")
     for dtype in ("float32", "bfloat16"):
         measure = eager(directory, dtype)
         measure(4)
         ours, theirs = in_turns(size.rounds, partial(rate, product, 1, size.tokens), partial(measure, size.tokens))
-        yield line(f"1 stream against eager `generate`, {dtype}", ours, theirs, (">=", 4), "tokens/s", size.rounds)
+        yield line(
+            f"1 stream against eager `generate`, {dtype}", ours, theirs, (">=", 4), n=size.rounds, unit="tokens/s"
+        )
         del measure
     for options in ((), ("--continuous-batching",)):
         with transformers_serve(directory, work, *options) as served:
@@ -297,7 +299,7 @@ def throughput(product: Target, gguf: Path, directory: Path, work: Path, size: S
                 size.rounds, partial(rate, product, 8, size.tokens), partial(rate, served, 8, size.tokens)
             )
         what = f"8 streams against `transformers serve {' '.join(options)}".rstrip() + "`"
-        yield line(what, ours, theirs, (">=", 6), "tokens/s", size.rounds)
+        yield line(what, ours, theirs, (">=", 6), n=size.rounds, unit="tokens/s")
 
 
 def pairs(server: Server, limit: float, what: str, size: Size) -> Line:
@@ -317,7 +319,7 @@ def pairs(server: Server, limit: float, what: str, size: Size) -> Line:
 
     one(), pair()
     ours, theirs = in_turns(size.rounds, pair, one)
-    return line(what, ours, theirs, ("<=", limit), "s", size.rounds)
+    return line(what, ours, theirs, ("<=", limit), n=size.rounds, unit="s")
 
 
 def first_tokens(product: Target, directory: Path, work: Path, size: Size) -> Line:
@@ -334,7 +336,7 @@ def first_tokens(product: Target, directory: Path, work: Path, size: Size) -> Li
         rounds = min(size.rounds, 3)  # the naive chat takes minutes a round
         sooner, later = in_turns(rounds, ours, partial(first_of_gradio, url, size.users))
     what = f"first token at {size.users} users (median of them) against naive Gradio + `generate`"
-    return line(what, sooner, later, ("sooner", 8), "s", rounds)
+    return line(what, sooner, later, ("sooner", 8), n=rounds, unit="s")
 
 
 def swaps(server: Server, product: Target, directory: Path, work: Path, size: Size) -> Iterator[Line]:
@@ -356,7 +358,7 @@ def swaps(server: Server, product: Target, directory: Path, work: Path, size: Si
 
     ours, theirs = in_turns(size.rounds, promoted, restarted)
     what = "first token of a version ready on disk, against a restart of `transformers serve`"
-    yield line(what, ours, theirs, ("sooner", 20), "s", size.rounds)
+    yield line(what, ours, theirs, ("sooner", 20), n=size.rounds, unit="s")
     yield Line("the same, in seconds", f"{ours:.2f} s", "", ours, "≤ 2 s", ours <= 2, size.rounds)
 
 
