@@ -44,7 +44,8 @@ def main() -> None:
 
 def _serve(config: dict[str, Any]) -> Any:
     """The running server, its model loaded. Raises ImportError and RuntimeError."""
-    os.environ.update(WAITING)  # read once, when the library is loaded
+    for name, value in WAITING.items():  # read once, when the library is loaded
+        os.environ.setdefault(name, value)
     import xllamacpp
 
     params = xllamacpp.CommonParams()
