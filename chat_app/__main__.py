@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from trainer import schedule
 from trainer.base_model import BaseModel, embedded
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
+from trainer.served_model import ensure_served
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
 
@@ -70,6 +71,13 @@ class TrainerRoom:
         self._base = base_model(settings)
         self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
 
+    @cached_property
+    def _served_gguf(self) -> Path | None:
+        """The base as the native engine reads it: the embedded one in the form that answers fastest."""
+        if self._settings.engine != "llama" or self._settings.model != "auto":
+            return self._base.gguf
+        return ensure_served(self._base, self._settings.data_dir / "models")
+
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
 
@@ -100,7 +108,7 @@ class TrainerRoom:
     def served(self, version: str) -> ServedVersion:
         """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound."""
         if version == BASE_VERSION:
-            return ServedVersion(version, self._base.gguf)
+            return ServedVersion(version, self._served_gguf)
         versions = self.supervisor.versions
         versions.verify(version)
         canaries = tuple(
@@ -108,7 +116,7 @@ class TrainerRoom:
         )
         return ServedVersion(
             version,
-            self._base.gguf,
+            self._served_gguf,
             versions.adapter_gguf(version),
             adapter_directory=versions.adapter_directory(version),
             canaries=canaries,

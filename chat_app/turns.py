@@ -151,7 +151,8 @@ async def merge(turns: Sequence[TurnStream], *, tick_s: float = TICK_S) -> Async
     try:
         while news or not all(task.done() for task in pumps):
             with suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), tick_s)
+                async with asyncio.timeout(tick_s):  # not wait_for: that makes a task for every token
+                    await wake.wait()
             wake.clear()
             fresh = sorted(news) or [0]
             news.clear()

@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
+import tiny_model
+from server import serving
 
 from chat_app.serving import llama_engine
 from chat_app.serving.engine import (
@@ -48,23 +49,8 @@ def base_gguf() -> Path:
 
 @pytest.fixture(scope="module")
 def adapter_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A loud random adapter: no good, but it changes what the model says."""
-    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-    path = tmp_path_factory.mktemp("adapter") / "adapter.gguf"
-    dice = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 4.0)
-    for layer in range(8):
-        name = f"blk.{layer}.ffn_down.weight"
-        writer.add_tensor(f"{name}.lora_a", dice.normal(size=(2, 1536)).astype(np.float32))
-        writer.add_tensor(f"{name}.lora_b", dice.normal(size=(576, 2)).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    return tiny_model.loud_adapter(tmp_path_factory.mktemp("adapter") / "adapter.gguf")
 
 
 def serve(work: Callable[[LlamaEngine], Awaitable[None]], served: ServedVersion, log_dir: Path) -> None:
@@ -313,3 +299,15 @@ def test_the_server_dies_with_its_parent_kill_9_included(base_gguf: Path, tmp_pa
         parent.send_signal(signal.SIGKILL)
     gone, alive = psutil.wait_procs([child], timeout=10)
     assert gone or all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+
+
+def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+    """The whole product: `zloop serve` gets kill -9, and its engine is gone."""
+    with serving(tmp_path, model=tiny_model.shared_tiny().gguf) as server:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        engines = [child for child in children if "chat_app.serving.llama_process" in child.cmdline()]
+        assert len(engines) == 1
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []

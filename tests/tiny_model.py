@@ -176,6 +176,24 @@ def random_adapter(base_dir: Path, out: Path, seed: int = 0, scale: float = 0.3)
     return out
 
 
+def loud_adapter(path: Path) -> Path:
+    """A random adapter on the embedded model, as GGUF: no good, but nobody can miss it."""
+    dice = np.random.default_rng(0)
+    writer = GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    for layer in range(8):
+        name = f"blk.{layer}.ffn_down.weight"
+        writer.add_tensor(f"{name}.lora_a", dice.normal(size=(2, 1536)).astype(np.float32))
+        writer.add_tensor(f"{name}.lora_b", dice.normal(size=(576, 2)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def llama_greedy(gguf: Path, adapter: Path | None, prompts: list[list[int]], tokens: int) -> list[list[int]]:
     """Token ids that llama.cpp generates greedily, up to the end of the answer (in a process of its own: native code).
 

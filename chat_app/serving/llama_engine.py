@@ -38,7 +38,7 @@ from feedback_store.control_text import PROBES, control_markers
 from feedback_store.records import Message
 
 CONTEXT_TOKENS = 8192  # shared by all streams of an engine
-PARALLEL = 4
+PARALLEL = 8  # streams written at once; more wait at the server for a free place
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 5.0
 SILENCE_LIMIT_S = 300.0  # between two pieces of a stream, waiting for a free server slot included
@@ -188,8 +188,8 @@ class LlamaEngine:
 async def build_llama_engine(served: ServedVersion, *, log_dir: Path, threads: int | None = None) -> LlamaEngine:
     """Start a llama-server for the version and wait until it is healthy.
 
-    `threads` None: one core is left to everything else. The server's threads wait for each other by spinning, so where
-    one of them must share its core with busy processes, all of them slow down, and two are slower than one.
+    `threads` None: one answer alone is written by all cores but one, which is left to everything else; prompts and
+    answers written together take all of them.
     The server's own words go to `log_dir/llama-<version>.log`. Raises EngineStartFailed with the last of them, and
     NoRoom before anything is started.
     """
@@ -261,11 +261,13 @@ def _spawn(log_path: Path) -> subprocess.Popen[bytes]:
 
 
 def _config(served: ServedVersion, key: str, threads: int | None) -> dict[str, object]:
+    cores = len(os.sched_getaffinity(0))
     return {
         "base_gguf": str(served.base_gguf),
         "adapter_gguf": None if served.adapter_gguf is None else str(served.adapter_gguf),
         "key": key,
-        "threads": threads or max(1, len(os.sched_getaffinity(0)) - 1),
+        "threads": threads or max(1, cores - 1),
+        "batch_threads": threads or cores,
         "context_tokens": CONTEXT_TOKENS,
         "parallel": PARALLEL,
     }

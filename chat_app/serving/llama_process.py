@@ -18,6 +18,9 @@ from typing import Any
 
 PROMPT_CACHE_MIB = 256
 WARNINGS_ONLY = 2
+# The native threads (OpenMP) sleep while they wait for each other. Spinning, their default, holds a core that a busy
+# neighbour needs, and then all of them wait for the one that has none.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 def main() -> None:
@@ -41,6 +44,8 @@ def main() -> None:
 
 def _serve(config: dict[str, Any]) -> Any:
     """The running server, its model loaded. Raises ImportError and RuntimeError."""
+    for name, value in WAITING.items():  # read once, when the library is loaded
+        os.environ.setdefault(name, value)
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -54,7 +59,7 @@ def _serve(config: dict[str, Any]) -> Any:
     params.n_parallel = config["parallel"]
     params.kv_unified = True  # one stream may use the whole context while the others are idle
     params.cpuparams.n_threads = config["threads"]
-    params.cpuparams_batch.n_threads = config["threads"]
+    params.cpuparams_batch.n_threads = config["batch_threads"]
     params.cache_prompt = True
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.warmup = False  # the engine's check is the warm-up
