@@ -65,11 +65,6 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def gpu_total_bytes() -> int:
-    """Memory of the GPU that would be used, 0 without one. The same whatever runs on it at the moment."""
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
-
-
 def _load(base_model: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     """Tokenizer and model; whatever can be wrong with them becomes one sentence."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
