@@ -21,7 +21,7 @@ from typing import Any
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
 from chat_app.operations import Operations
-from chat_app.serving.engine import Engine, ServedVersion
+from chat_app.serving.engine import Engine, EngineStartFailed, ServedVersion
 from chat_app.settings import Settings, SettingsError, load_settings
 from feedback_store import snapshots
 from feedback_store.backup import list_backups, verify_backup
@@ -194,7 +194,10 @@ def _transformers_builder(settings: Settings) -> Callable[[ServedVersion], Await
     engines = TransformersEngines(precision=settings.precision)
 
     async def build(served: ServedVersion) -> Engine:
-        directory = await asyncio.to_thread(ensure_base, base, models_dir)
+        try:
+            directory = await asyncio.to_thread(ensure_base, base, models_dir)
+        except refusals.BaseModelMissing as error:
+            raise EngineStartFailed(str(error)) from error
         return await engines.build(replace(served, base_model=str(directory)))
 
     return build

@@ -112,7 +112,7 @@ class Versions:
             return published
         with new_directory(self.directory / version) as directory:
             shutil.copytree(run.directory / "adapter", directory / "adapter")
-            if (run.directory / "adapter.gguf").is_file():
+            if run.config.base["gguf"]:
                 shutil.copy(run.directory / "adapter.gguf", directory / "adapter.gguf")
             shutil.copy(run.directory / "evaluation.json", directory / "evaluation.json")
             manifest = _manifest(run, version, verdict, {})
@@ -165,7 +165,7 @@ def model_card(run: Run, manifest: VersionManifest) -> str:
         "## Files and licence",
         "",
         "`adapter/` is the PEFT form"
-        + (", `adapter.gguf` the same tensors for llama.cpp. " if (run.directory / "adapter.gguf").is_file() else ". ")
+        + (", `adapter.gguf` the same tensors for llama.cpp. " if run.config.base["gguf"] else ". ")
         + (f"The base is under {licence}. " if licence else "See the base for its licence. ")
         + "The adapter carries what the preferences taught it: the terms of the data apply too.",
         "",
