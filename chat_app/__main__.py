@@ -8,11 +8,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
 from chat_app.operations import Operations
-from chat_app.serving.engine import Canary, Engine, EngineError, ServedVersion
+from chat_app.serving.engine import Canary, Engine, EngineError, EngineStartFailed, ServedVersion
 from chat_app.settings import Settings, SettingsError, load_settings
 from feedback_store import snapshots
 from feedback_store.backup import list_backups, verify_backup
@@ -31,7 +32,7 @@ from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer import schedule
-from trainer.base_model import BaseModel, embedded
+from trainer.base_model import BaseModel, embedded, ensure_base
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
 from trainer.served_model import ensure_served
@@ -55,6 +56,8 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
 }
 
 
+ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
+ZEPHYR_GPU_BYTES = 20 * 10**9  # 14.5 GB of weights in bf16, keys and values, and what a forward needs
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -106,20 +109,23 @@ class TrainerRoom:
         return [base, *published]
 
     def served(self, version: str) -> ServedVersion:
-        """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound."""
+        """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound.
+
+        In both forms where both are there; a directory that is still to be converted or downloaded is the builder's.
+        """
+        directory = None if self._base.directory is None else str(self._base.directory)
+        base = ServedVersion(version, base_gguf=self._served_gguf, base_model=directory)
         if version == BASE_VERSION:
-            return ServedVersion(version, self._served_gguf)
+            return base
         versions = self.supervisor.versions
         versions.verify(version)
-        canaries = tuple(
-            Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in versions.canaries(version)
-        )
-        return ServedVersion(
-            version,
-            self._served_gguf,
-            versions.adapter_gguf(version),
+        return replace(
+            base,
+            adapter_gguf=versions.adapter_gguf(version),
             adapter_directory=versions.adapter_directory(version),
-            canaries=canaries,
+            canaries=tuple(
+                Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in versions.canaries(version)
+            ),
         )
 
     def evaluate(self, version: str, against: str) -> dict[str, Any]:
@@ -133,33 +139,40 @@ class TrainerRoom:
 
 
 def base_model(settings: Settings) -> BaseModel:
-    """The base named by ZLOOP_MODEL. Raises CannotServe for a path that is not a GGUF file."""
+    """The base named by ZLOOP_MODEL: the same for every command on this machine. Raises CannotServe."""
     if settings.model == "auto":
-        return embedded()
-    if settings.engine == "remote":
-        return remote_base(settings)
+        return _of_the_hub(ZEPHYR) if settings.engine == "transformers" and _gpu_holds_zephyr() else embedded()
     path = Path(settings.model).expanduser().absolute()
-    if not path.is_file() or path.suffix != ".gguf":
+    if path.is_file() and path.suffix == ".gguf":
+        return BaseModel(name=path.stem.lower(), gguf=path)
+    if settings.engine == "llama":
         raise CannotServe(
-            f"ZLOOP_MODEL={settings.model!r}: the engine serves GGUF files, and there is none at {path}. "
-            "Use `auto` for the embedded model, or the path of a .gguf file of the Llama family."
+            f"ZLOOP_MODEL={settings.model!r}: the engine `llama` serves GGUF files, and there is none at {path}. Use "
+            "`auto` for the embedded model, the path of a .gguf file of the Llama family, or ZLOOP_ENGINE=transformers."
         )
-    return BaseModel(name=path.stem.lower(), gguf=path, directory=None)
+    if (path / "config.json").is_file():
+        return BaseModel(name=path.name.lower(), directory=path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not path.exists():
+        return _of_the_hub(settings.model)
+    if settings.engine == "remote":  # a name that only the server knows: chatting needs no weights here
+        name = settings.model.strip("/").replace("/", "--").lower()
+        return BaseModel(name, directory=settings.data_dir / "models" / name)
+    raise CannotServe(
+        f"ZLOOP_MODEL={settings.model!r} is no GGUF file, no directory with a config.json and no hub id (owner/name)."
+    )
 
 
-def remote_base(settings: Settings) -> BaseModel:
-    """The base as the model server names it, and where its weights are for training.
+def _of_the_hub(hub_id: str) -> BaseModel:
+    return BaseModel(name=hub_id.replace("/", "--").lower(), hub_id=hub_id)
 
-    ZLOOP_MODEL is a GGUF file, a directory, or a hub id. The hub id's directory is looked for under `models/`: chatting
-    needs none, and training says that it is missing.
-    """
-    path = Path(settings.model).expanduser().absolute()
-    if path.suffix == ".gguf" and path.is_file():
-        return BaseModel(path.stem.lower(), gguf=path)
-    if path.is_dir():
-        return BaseModel(path.name.lower(), directory=path)
-    name = settings.model.strip("/").replace("/", "--").lower()
-    return BaseModel(name, directory=settings.data_dir / "models" / name)
+
+def _gpu_holds_zephyr() -> bool:
+    """By all memory of the GPU, not by what is free now: versions belong to a base, it must not change by the hour."""
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory >= ZEPHYR_GPU_BYTES)
 
 
 def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
@@ -181,6 +194,8 @@ def engine_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[En
         from chat_app.serving.scripted_engine import build_scripted_engine
 
         return partial(build_scripted_engine, delay_s=settings.scripted_delay_s)
+    if settings.engine == "transformers":
+        return _transformers_builder(settings)
     if settings.engine == "remote":
         builder = remote_builder(settings)
         try:
@@ -212,6 +227,26 @@ def remote_builder(settings: Settings) -> "RemoteBuilder":
         adapter_root=None if root is None else PurePosixPath(root),
         owner=hashlib.sha256(str(settings.data_dir).encode()).hexdigest()[:8],
     )
+
+
+def _transformers_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[Engine]]:
+    """Versions on one base in this process; the base is converted or downloaded first, where it has to be."""
+    missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
+    if missing:
+        raise CannotServe(f"The engine `transformers` needs {' and '.join(missing)}. Run `make setup`.")
+    from chat_app.serving.transformers_engine import TransformersEngines
+
+    base, models_dir = base_model(settings), settings.data_dir / "models"
+    engines = TransformersEngines(precision=settings.precision)
+
+    async def build(served: ServedVersion) -> Engine:
+        try:
+            directory = await asyncio.to_thread(ensure_base, base, models_dir)
+        except refusals.BaseModelMissing as error:
+            raise EngineStartFailed(str(error)) from error
+        return await engines.build(replace(served, base_model=str(directory)))
+
+    return build
 
 
 def open_store(settings: Settings) -> FeedbackStore:
@@ -390,7 +425,7 @@ def diagnose(settings: Settings) -> list[dict[str, Any]]:
     note("python", sys.version_info >= (3, 11), sys.version.split()[0])
     try:
         base = base_model(settings)
-        note("model", True, f"{base.name} ({base.gguf})")
+        note("model", True, f"{base.name} ({base.gguf or base.directory or base.hub_id})")
     except (CannotServe, refusals.TrainerError) as error:
         note("model", False, str(error))
     if settings.engine == "remote":

@@ -32,13 +32,23 @@ class Settings(BaseModel):
     host: Annotated[str, Field(description="Address to listen on; only loopback until accounts exist.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 7860
     engine: Annotated[
-        Literal["llama", "remote", "scripted"],
+        Literal["llama", "transformers", "remote", "scripted"],
         Field(
-            description="What answers: `llama` (native, the default), `remote` (vLLM, TGI …) or `scripted` (no model)."
+            description=(
+                "`llama` (native), `transformers` (in process, GPU), `remote` (vLLM, TGI …), `scripted` (no model)."
+            )
         ),
     ] = "llama"
     model: Annotated[
-        str, Field(min_length=1, description="The base model: `auto` (the embedded one) or the path of a GGUF file.")
+        str,
+        Field(
+            min_length=1,
+            description="The base: `auto`, or a GGUF file; for `transformers`, `remote` also a directory or hub id.",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="How `transformers` computes: `auto` is bf16 on a GPU and fp32 on a CPU."),
     ] = "auto"
     keep_warm: Annotated[
         bool, Field(description="Keep the engine of the champion before, so that a rollback takes no time.")

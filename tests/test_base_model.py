@@ -63,7 +63,27 @@ def test_a_directory_is_used_as_it_is(tmp_path: Path) -> None:
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseModelMissing, match=r"gone\.gguf"):
         ensure_base(BaseModel("gone", tmp_path / "gone.gguf"), tmp_path)
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="no GGUF file, no directory"):
         BaseModel("nothing")
     with pytest.raises(ValueError, match="directory name"):
         BaseModel("a/b", tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    base = BaseModel("owner--name", hub_id="owner/name")
+    assert BaseModel.from_dict(base.as_dict()) == base
+    with pytest.raises(
+        BaseModelMissing, match=r"The hub did not give the model 'owner/name': .*Check the id and the net"
+    ):
+        ensure_base(base, tmp_path)
+
+
+def test_what_was_downloaded_once_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = BaseModel("owner--name", hub_id="owner/name")
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, local_dir, **_: asked.append(local_dir.mkdir())
+    )
+    assert ensure_base(base, tmp_path) == ensure_base(base, tmp_path) == tmp_path / "owner--name"
+    assert len(asked) == 1

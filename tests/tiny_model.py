@@ -33,8 +33,8 @@ END_OF_ANSWER = 2  # <|im_end|>
 COMMON, END = 0.35, 1.15  # how far each token, and the end token, leans in one common direction: ends an answer
 
 
-def build_tiny_gguf(path: Path, seed: int = 0) -> Path:
-    """Write the model to `path` (about 13 MB) and return it."""
+def build_tiny_gguf(path: Path, seed: int = 0, weights: dict[str, np.ndarray] | None = None) -> Path:
+    """Write the model to `path` (about 13 MB) and return it. `weights` None: random ones."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = embedded().gguf
     assert source is not None
@@ -53,7 +53,7 @@ def build_tiny_gguf(path: Path, seed: int = 0) -> Path:
     writer.add_rope_dimension_count(HIDDEN // HEADS)
     writer.add_vocab_size(VOCABULARY)
     copy_tokenizer(GGUFReader(source), writer, VOCABULARY)
-    for name, tensor in _weights(np.random.default_rng(seed)).items():
+    for name, tensor in (weights or random_weights(seed)).items():
         writer.add_tensor(name, np.ascontiguousarray(tensor, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -88,8 +88,9 @@ def copy_tokenizer(reader: GGUFReader, writer: GGUFWriter, vocabulary: int, chat
             writer.add_key_value(key, value[: cut[key]] if key in cut else value, kind, inner)
 
 
-def _weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    head = HIDDEN // HEADS
+def random_weights(seed: int) -> dict[str, np.ndarray]:
+    """The weights under their GGUF names."""
+    rng, head = np.random.default_rng(seed), HIDDEN // HEADS
 
     def matrix(rows: int, columns: int, gain: float) -> np.ndarray:
         return rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)
@@ -120,12 +121,12 @@ def _weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
 @lru_cache(maxsize=1)
 def shared_tiny() -> BaseModel:
     """One tiny base for the whole test session."""
-    return tiny_base(_session_directory() / "tiny.gguf")
+    return tiny_base(session_directory() / "tiny.gguf")
 
 
 def lend_models(data_dir: Path) -> None:
     """Give a data directory the session's converted base, so that each run does not convert it again."""
-    models = _session_directory() / "models"
+    models = session_directory() / "models"
     models.mkdir(exist_ok=True)
     data_dir.mkdir(parents=True, exist_ok=True)
     (data_dir / "models").symlink_to(models)
@@ -133,7 +134,7 @@ def lend_models(data_dir: Path) -> None:
 
 def shared_directory() -> Path:
     """The session's tiny base as a Hugging Face directory."""
-    return ensure_base(shared_tiny(), _session_directory() / "models")
+    return ensure_base(shared_tiny(), session_directory() / "models")
 
 
 def made_up_preferences(count: int, practice: str | None = None) -> list[Preference]:
@@ -256,7 +257,8 @@ print(json.dumps(answers))
 
 
 @lru_cache(maxsize=1)
-def _session_directory() -> Path:
+def session_directory() -> Path:
+    """Where the session's models lie; removed when it ends."""
     directory = Path(tempfile.mkdtemp(prefix="zephyr-loop-tiny-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory

@@ -1,10 +1,11 @@
 """The base: the fixed model that every version is an adapter on.
 
 One GGUF file is served as it is and trained on its dequantised weights: `ensure_base` writes them once as a Hugging
-Face directory. Called by the children; by hand: `python -m trainer.base_model GGUF MODELS_DIR`.
+Face directory. A model of the hub is downloaded once into such a directory; one that is there is used as it is. Called
+by the children and by the server; by hand: `python -m trainer.base_model GGUF MODELS_DIR`.
 
 Importing this module imports neither torch nor transformers; `ensure_base` does. Tested: Llama-family GGUF
-(F32 and Q4_1). Not covered: downloads from a hub, other architectures.
+(F32 and Q4_1), a stand-in of the hub. Not covered: GGUF of other architectures.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A base by name: a GGUF file to convert, or a Hugging Face directory that is used as it is."""
+    """A base by name: a GGUF file to convert, a Hugging Face directory that is used as it is, or an id of the hub."""
 
     name: str
     gguf: Path | None = None
     directory: Path | None = None
+    hub_id: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name:
             raise ValueError(f"BaseModel name {self.name!r}: it must be usable as a directory name")
-        if self.gguf is None and self.directory is None:
-            raise ValueError(f"BaseModel {self.name!r} has neither a GGUF file nor a directory")
+        if self.gguf is None and self.directory is None and self.hub_id is None:
+            raise ValueError(f"BaseModel {self.name!r} has no GGUF file, no directory and no id of the hub")
 
     def as_dict(self) -> dict[str, str | None]:
         """Plain values for config.json; absolute paths."""
@@ -44,13 +46,19 @@ class BaseModel:
             "name": self.name,
             "gguf": str(self.gguf.absolute()) if self.gguf else None,
             "directory": str(self.directory.absolute()) if self.directory else None,
+            "hub_id": self.hub_id,
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, str | None]) -> BaseModel:
         """The inverse of `as_dict`."""
         gguf, directory = values["gguf"], values["directory"]
-        return cls(values["name"] or "", Path(gguf) if gguf else None, Path(directory) if directory else None)
+        return cls(
+            values["name"] or "",
+            Path(gguf) if gguf else None,
+            Path(directory) if directory else None,
+            values.get("hub_id"),
+        )
 
 
 def embedded() -> BaseModel:
@@ -71,6 +79,8 @@ def base_directory(base: BaseModel, models_dir: Path) -> Path:
     """Where the base's Hugging Face directory is or will be. A changed GGUF file gets a directory of its own."""
     if base.directory is not None:
         return base.directory
+    if base.hub_id is not None:
+        return models_dir / base.name
     assert base.gguf is not None
     if not base.gguf.is_file():
         raise BaseModelMissing(f"The base model's file {base.gguf} is not there. Restore it or name another model.")
@@ -78,17 +88,22 @@ def base_directory(base: BaseModel, models_dir: Path) -> Path:
 
 
 def ensure_base(base: BaseModel, models_dir: Path) -> Path:
-    """The base as a Hugging Face directory (fp32), converted on first use: about 25 s for the embedded model.
+    """The base as a Hugging Face directory, converted (fp32) or downloaded on first use: 25 s for the embedded model.
 
-    Raises BaseModelMissing when there is nothing to convert. Safe to call again; a conversion that broke off
-    left nothing behind.
+    Raises BaseModelMissing when there is nothing to convert or the hub does not give it. Safe to call again; a
+    conversion that broke off left nothing behind, a download that broke off goes on.
     """
     target = base_directory(base, models_dir)
     if base.directory is not None:
         if not (target / "config.json").is_file():
             raise BaseModelMissing(f"The base model's directory {target} has no config.json.")
         return target
-    if not (target / MANIFEST).is_file():
+    if (target / MANIFEST).is_file():
+        return target
+    if base.hub_id is not None:
+        _download(base.hub_id, target)
+        write_json(target / MANIFEST, {"name": base.name, "sha256": None, "dequantized_from": None, "licence": None})
+    else:
         assert base.gguf is not None
         from gguf import GGUFReader
 
@@ -97,6 +112,22 @@ def ensure_base(base: BaseModel, models_dir: Path) -> Path:
             _convert(base.gguf, _value(header, "tokenizer.ggml.pre"), directory)
             write_json(directory / MANIFEST, _provenance(base, base.gguf, header))
     return target
+
+
+def _download(hub_id: str, target: Path) -> None:
+    """The files of a model on the hub that are needed here: safetensors, tokenizer, configuration."""
+    from httpx2 import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+    try:
+        snapshot_download(hub_id, local_dir=target, allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
+        raise BaseModelMissing(
+            f"The hub did not give the model {hub_id!r}: {str(error).strip().partition(chr(10))[0]} "
+            "Check the id and the network, or name a local directory or GGUF file with ZLOOP_MODEL."
+        ) from error
 
 
 def base_provenance(directory: Path) -> dict[str, Any]:

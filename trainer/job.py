@@ -240,12 +240,13 @@ def _check_all_seen(trainer: Any, total_steps: int) -> None:
 
 
 def _save(trainer: Any, run: Run, base_dir: Path, facts: dict[str, Any]) -> None:
-    """The adapter in both forms from the same tensors, then training.json."""
+    """The adapter, in both forms where the base has both, then training.json."""
     adapter = run.directory / "adapter"
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(adapter, selected_adapters=["default"])
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the version gets a real one
     _make_portable(adapter / "adapter_config.json", str(run.config.base["name"]))
-    write_gguf_adapter(adapter, base_dir, run.directory / "adapter.gguf")
+    if run.config.base["gguf"]:  # llama.cpp needs the base as GGUF too: without one, nothing could serve the file
+        write_gguf_adapter(adapter, base_dir, run.directory / "adapter.gguf")
     sync_tree(adapter)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     write_json(

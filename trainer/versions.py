@@ -2,7 +2,7 @@
 
     versions/<version>/
       adapter/adapter_config.json, adapter/adapter_model.safetensors    PEFT form
-      adapter.gguf                                                      the same tensors for llama.cpp
+      adapter.gguf                        the same tensors for llama.cpp, where the base has a GGUF form
       evaluation.json, README.md (model card), manifest.json (last)
 
 The last stage of `cycle.py`. `v0` is the base itself and has no directory. A directory without its manifest does not
@@ -96,10 +96,10 @@ class Versions:
         evaluation = read_json(self.directory / version / "evaluation.json") or {}
         return list(evaluation.get("canaries", []))
 
-    def adapter_gguf(self, version: str) -> Path:
-        """The file llama-server loads beside the base. Raises VersionNotFound."""
-        self.load(version)
-        return self.directory / version / "adapter.gguf"
+    def adapter_gguf(self, version: str) -> Path | None:
+        """The file llama-server loads beside the base; None for a base that it cannot serve. Raises VersionNotFound."""
+        files = self.load(version).files
+        return self.directory / version / "adapter.gguf" if "adapter.gguf" in files else None
 
     def adapter_directory(self, version: str) -> Path:
         """The adapter in PEFT form. Raises VersionNotFound."""
@@ -122,7 +122,8 @@ class Versions:
             return published
         with new_directory(self.directory / version) as directory:
             shutil.copytree(run.directory / "adapter", directory / "adapter")
-            shutil.copy(run.directory / "adapter.gguf", directory / "adapter.gguf")
+            if run.config.base["gguf"]:
+                shutil.copy(run.directory / "adapter.gguf", directory / "adapter.gguf")
             shutil.copy(run.directory / "evaluation.json", directory / "evaluation.json")
             manifest = _manifest(run, version, verdict, {})
             (directory / "README.md").write_text(model_card(run, manifest), encoding="utf-8")
@@ -173,7 +174,8 @@ def model_card(run: Run, manifest: VersionManifest) -> str:
         "",
         "## Files and licence",
         "",
-        "`adapter/` is the PEFT form, `adapter.gguf` the same tensors for llama.cpp. "
+        "`adapter/` is the PEFT form"
+        + (", `adapter.gguf` the same tensors for llama.cpp. " if run.config.base["gguf"] else ". ")
         + (f"The base is under {licence}. " if licence else "See the base for its licence. ")
         + "The adapter carries what the preferences taught it: the terms of the data apply too.",
         "",
