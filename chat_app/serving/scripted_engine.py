@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
 from enum import Enum, auto
 
 from chat_app.serving.engine import Chunk, EngineBroken, EngineStartFailed, NoRoom, Sampling, ServedVersion, Usage
@@ -38,7 +37,6 @@ class Fault(Enum):
     FAILS_TO_START = auto()
     NO_ROOM = auto()
     HANGS_IN_START = auto()
-    HANGS_FOR_EVER = auto()  # in its start, and it does not obey a cancellation
     FAILS_ITS_CHECK = auto()
     DIES = auto()  # in the middle of an answer, and stays dead
     STALLS = auto()  # in the middle of an answer
@@ -128,9 +126,6 @@ async def build_scripted_engine(
         raise NoRoom(f"the scripted engine of {served.version} was told that there is no room")
     if fault is Fault.HANGS_IN_START:
         await asyncio.Event().wait()
-    while fault is Fault.HANGS_FOR_EVER:
-        with suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
     return ScriptedEngine(served.version, delay_s=delay_s, fault=fault)
 
 
