@@ -89,11 +89,11 @@ class Settings(BaseModel):
         int, Field(ge=1, le=8192, description="Longest answer, in tokens, where a request names none.")
     ] = 1024
     max_answers: Annotated[
-        int, Field(ge=2, le=1024, description="Answers written at once; the embedded engine has room for 4.")
-    ] = 4
+        int, Field(ge=2, le=1024, description="Answers written at once; the embedded engine has room for 8.")
+    ] = 8
     max_answers_per_user: Annotated[
         int, Field(ge=2, le=1024, description="Answers written at once for one user; two answers to compare are two.")
-    ] = 2
+    ] = 4
     max_waiting: Annotated[
         int, Field(ge=1, le=100_000, description="Requests that wait for their turn; more are asked to come back.")
     ] = 64

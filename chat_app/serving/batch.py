@@ -223,8 +223,8 @@ class Batch:
         for row, token in zip(rows, tokens, strict=True):
             request = row.request
             if token is None:
-                request.emit(EngineBroken("the model wrote something that is not finite: the answer is not complete"))
                 self._remove(row, wipe=True)
+                request.emit(EngineBroken("the model wrote something that is not finite: the answer is not complete"))
                 continue
             row.last = token
             request.written += 1
@@ -237,8 +237,8 @@ class Batch:
             if text:
                 request.emit(Chunk(text))
             if finish_reason is not None:
+                self._remove(row)  # before the end is told: who hears of it finds the place free
                 request.emit(Chunk("", finish_reason, Usage(len(request.prompt), request.written)))
-                self._remove(row)
 
     def _remove(self, row: Row, *, wipe: bool = False) -> None:
         """Free a row's place; the last row moves there."""
