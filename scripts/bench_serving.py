@@ -99,6 +99,7 @@ async def stream(target: Target, words: str, tokens: int, seed: int) -> Told:
     body = {
         "model": target.model,
         "messages": [{"role": "user", "content": words}],
+        "user": f"user {seed}",
         "max_tokens": tokens,
         "temperature": TEMPERATURE,
         "top_p": 0.95,

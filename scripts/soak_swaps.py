@@ -246,8 +246,9 @@ def main() -> None:
         base = build_symbol_gguf(data_dir / "symbols.gguf")
         for number in range(1, options.swaps + 3):
             publish_symbol_version(data_dir / "versions", number, "symbols", canaries=options.engine == "llama")
+        limits = {"max_answers": options.streams, "max_answers_per_user": options.streams}
         settings = {"engine": options.engine, "model": base, "retrain_every": 0, "scripted_delay_s": SCRIPTED_DELAY_S}
-        with serving(data_dir, **settings) as server:
+        with serving(data_dir, **settings, **limits) as server:
             results = asyncio.run(soak(server, options))
     said = report(options, results)
     print(said)
