@@ -1,46 +1,35 @@
 """The composition root: settings → store → trainer → slot → API and pages → server. `zloop serve` runs it.
 
-The one place of chat_app (with `cli.py`) that knows the trainer. Everything it builds is handed on; nothing is global.
+With `engines.py`, `trainer_room.py` and `cli.py` the one place of chat_app that knows the trainer. Everything it builds
+is handed on; nothing is global.
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
-import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, replace
-from functools import cached_property, partial
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
+from chat_app.engines import CannotServe, base_model, engine_builder, remote_builder
 from chat_app.operations import Operations
-from chat_app.serving.engine import Canary, Engine, EngineError, EngineStartFailed, ServedVersion
+from chat_app.serving.engine import EngineError
 from chat_app.settings import Settings, SettingsError, load_settings
+from chat_app.trainer_room import TrainerRoom
 from feedback_store import snapshots
 from feedback_store.backup import list_backups, verify_backup
 from feedback_store.errors import StoreError
-from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
-from feedback_store.mixing import Mix
-from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer import schedule
-from trainer.base_model import BaseModel, embedded, ensure_base
-from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
-from trainer.runs import Run
-from trainer.served_model import ensure_served
-from trainer.supervisor import Supervisor
-from trainer.verdict import decide
 
 if TYPE_CHECKING:
-    from chat_app.serving.remote_engine import RemoteBuilder
+    pass
 
 TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.UnknownRecipe: 404,
@@ -56,197 +45,7 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
 }
 
 
-ZEPHYR = "HuggingFaceH4/zephyr-7b-beta"
-ZEPHYR_GPU_BYTES = 20 * 10**9  # 14.5 GB of weights in bf16, keys and values, and what a forward needs
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
-
-
-class CannotServe(Exception):
-    """The server cannot start; the message says why and what to do."""
-
-
-class TrainerRoom:
-    """The trainer as `Operations` sees it: the supervisor, the versions on disk, the base."""
-
-    def __init__(self, settings: Settings, store: FeedbackStore) -> None:
-        self._settings = settings
-        self._store = store
-        self._base = base_model(settings)
-        self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
-
-    @cached_property
-    def _served_gguf(self) -> Path | None:
-        """The base as the native engine reads it: the embedded one in the form that answers fastest."""
-        if self._settings.engine != "llama" or self._settings.model != "auto":
-            return self._base.gguf
-        return ensure_served(self._base, self._settings.data_dir / "models")
-
-    def start_run(self, **request: Any) -> Run:
-        return self.supervisor.start_run(**request)
-
-    def cancel(self, run_id: str) -> Run:
-        return self.supervisor.cancel(run_id)
-
-    def run(self, run_id: str) -> Run:
-        return self.supervisor.run(run_id)
-
-    def runs(self) -> Sequence[Run]:
-        return self.supervisor.runs()
-
-    def recipes(self) -> Sequence[str]:
-        """The recipes for real preferences, the default first."""
-        return sorted(set(recipe_names()) - {PRACTICE}, key=lambda name: name != DEFAULT)
-
-    def snapshot(self, recipe: str | None) -> snapshots.Snapshot:
-        """Freeze the present preferences as a recipe (the default one for None) mixes them."""
-        return freeze(self._settings, self._store, None, load_recipe(recipe or DEFAULT).mix(seed=0))
-
-    def manifests(self) -> Sequence[Mapping[str, Any]]:
-        """The base as `v0`, then every published version, oldest first."""
-        base = {"version": BASE_VERSION, "base": self._base.name, "snapshot": None, "run_id": None, "created_at": None}
-        versions = self.supervisor.versions
-        published = [asdict(versions.load(name)) for name in versions.names()]
-        return [base, *published]
-
-    def served(self, version: str) -> ServedVersion:
-        """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound.
-
-        In both forms where both are there; a directory that is still to be converted or downloaded is the builder's.
-        """
-        directory = None if self._base.directory is None else str(self._base.directory)
-        base = ServedVersion(version, base_gguf=self._served_gguf, base_model=directory)
-        if version == BASE_VERSION:
-            return base
-        versions = self.supervisor.versions
-        versions.verify(version)
-        return replace(
-            base,
-            adapter_gguf=versions.adapter_gguf(version),
-            adapter_directory=versions.adapter_directory(version),
-            canaries=tuple(
-                Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in versions.canaries(version)
-            ),
-        )
-
-    def evaluate(self, version: str, against: str) -> dict[str, Any]:
-        evaluation = self.supervisor.evaluate(version, against)
-        return {
-            "version": version,
-            "against": against,
-            "evaluation": {key: value for key, value in evaluation.items() if key not in ("results", "canaries")},
-            "verdict": decide(evaluation, against, version).as_dict(),
-        }
-
-
-def base_model(settings: Settings) -> BaseModel:
-    """The base named by ZLOOP_MODEL: the same for every command on this machine. Raises CannotServe."""
-    if settings.model == "auto":
-        return _of_the_hub(ZEPHYR) if settings.engine == "transformers" and _gpu_holds_zephyr() else embedded()
-    path = Path(settings.model).expanduser().absolute()
-    if path.is_file() and path.suffix == ".gguf":
-        return BaseModel(name=path.stem.lower(), gguf=path)
-    if settings.engine == "llama":
-        raise CannotServe(
-            f"ZLOOP_MODEL={settings.model!r}: the engine `llama` serves GGUF files, and there is none at {path}. Use "
-            "`auto` for the embedded model, the path of a .gguf file of the Llama family, or ZLOOP_ENGINE=transformers."
-        )
-    if (path / "config.json").is_file():
-        return BaseModel(name=path.name.lower(), directory=path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not path.exists():
-        return _of_the_hub(settings.model)
-    if settings.engine == "remote":  # a name that only the server knows: chatting needs no weights here
-        name = settings.model.strip("/").replace("/", "--").lower()
-        return BaseModel(name, directory=settings.data_dir / "models" / name)
-    raise CannotServe(
-        f"ZLOOP_MODEL={settings.model!r} is no GGUF file, no directory with a config.json and no hub id (owner/name)."
-    )
-
-
-def _of_the_hub(hub_id: str) -> BaseModel:
-    return BaseModel(name=hub_id.replace("/", "--").lower(), hub_id=hub_id)
-
-
-def _gpu_holds_zephyr() -> bool:
-    """By all memory of the GPU, not by what is free now: versions belong to a base, it must not change by the hour."""
-    if find_spec("torch") is None:
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory >= ZEPHYR_GPU_BYTES)
-
-
-def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
-    """Freeze the present preferences, real ones as the mix says, or those of a practice taste."""
-    with store.freezing:
-        return snapshots.freeze(
-            store.training_rows(practice_taste),
-            settings.data_dir / "snapshots",
-            practice_taste,
-            mix,
-            evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),
-            redact=settings.redact,
-        )
-
-
-def engine_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[Engine]]:
-    """The builder of the engine named by ZLOOP_ENGINE."""
-    if settings.engine == "scripted":
-        from chat_app.serving.scripted_engine import build_scripted_engine
-
-        return partial(build_scripted_engine, delay_s=settings.scripted_delay_s)
-    if settings.engine == "transformers":
-        return _transformers_builder(settings)
-    if settings.engine == "remote":
-        builder = remote_builder(settings)
-        try:
-            asyncio.run(builder.configure())  # what cannot be served is said now, not at the first promotion
-        except EngineError as error:
-            raise CannotServe(f"ZLOOP_ENGINE=remote: {error}.") from error
-        return builder
-    if find_spec("xllamacpp") is None:
-        raise CannotServe("The native engine (xllamacpp) is not installed. Run `make setup`.")
-    from chat_app.serving.llama_engine import build_llama_engine
-
-    return partial(build_llama_engine, log_dir=settings.data_dir / "logs")
-
-
-def remote_builder(settings: Settings) -> "RemoteBuilder":
-    """The servers of ZLOOP_REMOTE_URL with everything the settings say about them; not asked anything yet."""
-    from chat_app.serving.deadlines import Timeouts
-    from chat_app.serving.remote_engine import RemoteBuilder
-    from chat_app.serving.upstream import Upstream
-
-    assert settings.remote_url is not None
-    key = "" if settings.remote_key is None else settings.remote_key.get_secret_value()
-    kind = None if settings.remote_kind == "auto" else settings.remote_kind
-    timeouts = Timeouts(*map(float, settings.remote_timeouts_s.split(",")))
-    root = settings.remote_adapter_dir
-    return RemoteBuilder(
-        [Upstream(url.strip(), key=key, kind=kind, timeouts=timeouts) for url in settings.remote_url.split(",")],
-        base=None if settings.model == "auto" else settings.model,
-        adapter_root=None if root is None else PurePosixPath(root),
-        owner=hashlib.sha256(str(settings.data_dir).encode()).hexdigest()[:8],
-    )
-
-
-def _transformers_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[Engine]]:
-    """Versions on one base in this process; the base is converted or downloaded first, where it has to be."""
-    missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
-    if missing:
-        raise CannotServe(f"The engine `transformers` needs {' and '.join(missing)}. Run `make setup`.")
-    from chat_app.serving.transformers_engine import TransformersEngines
-
-    base, models_dir = base_model(settings), settings.data_dir / "models"
-    engines = TransformersEngines(precision=settings.precision)
-
-    async def build(served: ServedVersion) -> Engine:
-        try:
-            directory = await asyncio.to_thread(ensure_base, base, models_dir)
-        except refusals.BaseModelMissing as error:
-            raise EngineStartFailed(str(error)) from error
-        return await engines.build(replace(served, base_model=str(directory)))
-
-    return build
 
 
 def open_store(settings: Settings) -> FeedbackStore:

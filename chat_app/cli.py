@@ -45,8 +45,8 @@ def main() -> None:
 @app.command(epilog="Settings: " + " · ".join(f"{name} ({default})" for name, default, _ in settings_table()))
 def serve(as_json: Json = False) -> None:
     """Serve the chat, the admin page and the API."""
-    from chat_app.__main__ import CannotServe
     from chat_app.__main__ import serve as run_server
+    from chat_app.engines import CannotServe
 
     try:
         run_server(settings(), as_json=as_json)

@@ -8,13 +8,14 @@ from pathlib import Path
 import uvicorn
 from server import free_port
 
-from chat_app.__main__ import TrainerRoom, open_store
+from chat_app.__main__ import open_store
 from chat_app.api import create_api
 from chat_app.operations import Operations
 from chat_app.serving.engine import Chunk, EngineBuilder, Sampling, ServedVersion
 from chat_app.serving.scripted_engine import ScriptedEngine
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import load_settings
+from chat_app.trainer_room import TrainerRoom
 from feedback_store.records import Message
 from trainer import schedule
 

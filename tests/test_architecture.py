@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("chat_app", "feedback_store", "trainer")
-REACH_THE_TRAINER = {"chat_app.__main__", "chat_app.cli"}
+REACH_THE_TRAINER = {"chat_app.__main__", "chat_app.cli", "chat_app.engines", "chat_app.trainer_room"}
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 

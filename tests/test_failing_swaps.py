@@ -20,12 +20,13 @@ import pytest
 from gguf import GGUFWriter
 from symbol_gguf import PROMPT, build_symbol_gguf, publish_symbol_version, symbol_of
 
-from chat_app.__main__ import TrainerRoom, open_store
+from chat_app.__main__ import open_store
 from chat_app.operations import NeedsMaintenance, Operations
 from chat_app.serving import llama_engine
 from chat_app.serving.engine import EngineError, EngineStartFailed, VersionNotServed
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import load_settings
+from chat_app.trainer_room import TrainerRoom
 from feedback_store.durable import read_json, sha256_of, write_json
 from feedback_store.records import Message
 from trainer import schedule

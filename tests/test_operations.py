@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from chat_app.__main__ import TrainerRoom, open_store
+from chat_app.__main__ import open_store
 from chat_app.answers import Comparison
 from chat_app.operations import Operations, Refused
 from chat_app.serving.engine import EngineBroken, EngineError, ServedVersion
 from chat_app.serving.scripted_engine import ScriptedEngine, build_scripted_engine
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings, load_settings
+from chat_app.trainer_room import TrainerRoom
 from feedback_store.errors import NotFound
 from feedback_store.records import PickChoice
 from feedback_store.store import FeedbackStore

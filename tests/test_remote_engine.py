@@ -21,9 +21,9 @@ import pytest
 from server import environment, free_port, serving
 from upstream import StandIn, standing_in
 
-from chat_app.__main__ import CannotServe, base_model, engine_builder, remote_builder
 from chat_app.admission import Admission
 from chat_app.answers import Answers
+from chat_app.engines import CannotServe, base_model, engine_builder, remote_builder
 from chat_app.metrics import Metrics
 from chat_app.serving.deadlines import Timeouts
 from chat_app.serving.engine import (

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_model import lend_models, shared_directory, shared_tiny
 
-from chat_app.__main__ import CannotServe, TrainerRoom, base_model, engine_builder
+from chat_app.engines import CannotServe, base_model, engine_builder
 from chat_app.serving.engine import EngineStartFailed, Sampling
 from chat_app.settings import Settings, load_settings
+from chat_app.trainer_room import TrainerRoom
 from feedback_store.store import FeedbackStore
 from trainer.base_model import embedded
 
@@ -23,7 +24,7 @@ def settings(directory: Path, **values: str) -> Settings:
 def test_auto_is_the_embedded_model_where_no_gpu_holds_zephyr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert base_model(settings(tmp_path)) == embedded()
     for holds, name in ((False, embedded().name), (True, "huggingfaceh4--zephyr-7b-beta")):
-        monkeypatch.setattr("chat_app.__main__._gpu_holds_zephyr", lambda holds=holds: holds)
+        monkeypatch.setattr("chat_app.engines._gpu_holds_zephyr", lambda holds=holds: holds)
         assert base_model(settings(tmp_path, engine="transformers")).name == name
         assert base_model(settings(tmp_path)) == embedded()
 

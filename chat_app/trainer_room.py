@@ -1,0 +1,98 @@
+"""The trainer as `Operations` sees it: the supervisor, the versions on disk, the base. Part of the composition root."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from chat_app.engines import base_model, served_gguf
+from chat_app.serving.engine import Canary, ServedVersion
+from chat_app.settings import Settings
+from feedback_store import snapshots
+from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
+from feedback_store.mixing import Mix
+from feedback_store.records import BASE_VERSION
+from feedback_store.store import FeedbackStore
+from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
+from trainer.runs import Run
+from trainer.supervisor import Supervisor
+from trainer.verdict import decide
+
+
+class TrainerRoom:
+    """What `Operations` asks of the trainer."""
+
+    def __init__(self, settings: Settings, store: FeedbackStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._base = base_model(settings)
+        self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
+
+    def start_run(self, **request: Any) -> Run:
+        return self.supervisor.start_run(**request)
+
+    def cancel(self, run_id: str) -> Run:
+        return self.supervisor.cancel(run_id)
+
+    def run(self, run_id: str) -> Run:
+        return self.supervisor.run(run_id)
+
+    def runs(self) -> Sequence[Run]:
+        return self.supervisor.runs()
+
+    def recipes(self) -> Sequence[str]:
+        """The recipes for real preferences, the default first."""
+        return sorted(set(recipe_names()) - {PRACTICE}, key=lambda name: name != DEFAULT)
+
+    def snapshot(self, recipe: str | None) -> snapshots.Snapshot:
+        """Freeze the present preferences as a recipe (the default one for None) mixes them."""
+        return freeze(self._settings, self._store, None, load_recipe(recipe or DEFAULT).mix(seed=0))
+
+    def manifests(self) -> Sequence[Mapping[str, Any]]:
+        """The base as `v0`, then every published version, oldest first."""
+        base = {"version": BASE_VERSION, "base": self._base.name, "snapshot": None, "run_id": None, "created_at": None}
+        versions = self.supervisor.versions
+        published = [asdict(versions.load(name)) for name in versions.names()]
+        return [base, *published]
+
+    def served(self, version: str) -> ServedVersion:
+        """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound.
+
+        In both forms where both are there; a directory that is still to be converted or downloaded is the builder's.
+        """
+        directory = None if self._base.directory is None else str(self._base.directory)
+        base = ServedVersion(version, base_gguf=served_gguf(self._settings, self._base), base_model=directory)
+        if version == BASE_VERSION:
+            return base
+        versions = self.supervisor.versions
+        versions.verify(version)
+        return replace(
+            base,
+            adapter_gguf=versions.adapter_gguf(version),
+            adapter_directory=versions.adapter_directory(version),
+            canaries=tuple(
+                Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in versions.canaries(version)
+            ),
+        )
+
+    def evaluate(self, version: str, against: str) -> dict[str, Any]:
+        evaluation = self.supervisor.evaluate(version, against)
+        return {
+            "version": version,
+            "against": against,
+            "evaluation": {key: value for key, value in evaluation.items() if key not in ("results", "canaries")},
+            "verdict": decide(evaluation, against, version).as_dict(),
+        }
+
+
+def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
+    """Freeze the present preferences, real ones as the mix says, or those of a practice taste."""
+    with store.freezing:
+        return snapshots.freeze(
+            store.training_rows(practice_taste),
+            settings.data_dir / "snapshots",
+            practice_taste,
+            mix,
+            evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),
+            redact=settings.redact,
+        )
