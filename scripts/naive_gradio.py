@@ -28,7 +28,7 @@ def main(directory: str, port: int, max_new_tokens: int) -> None:
             text += piece
             yield text
 
-    gradio.ChatInterface(answer).queue().launch(server_name="127.0.0.1", server_port=port, quiet=True)
+    gradio.ChatInterface(answer, api_name="chat").queue().launch(server_name="127.0.0.1", server_port=port, quiet=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """The GGUF file that is served: the base's own, requantised once where another form answers faster.
 
-The embedded model comes in Q4_1, which llama.cpp computes slowly on processors: no block kernel, so two answers cost
-twice one. Its weights dequantised (what versions are trained and judged on) and quantised to Q8_0 are served instead:
-see docs/benchmarks/quantisation.md for speeds and for how closely they agree. Called by `chat_app/__main__.py`; by
-hand: `python -m trainer.served_model GGUF OUT.gguf Q8_0`.
+The embedded model comes in Q4_1, which llama.cpp computes slowly on processors. Its weights dequantised (what versions
+are trained and judged on) and quantised to Q8_0 are served instead: docs/benchmarks/quantisation.md has the speeds, and
+how closely they agree. Called by `chat_app/__main__.py`; by hand: `python -m trainer.served_model GGUF OUT.gguf Q8_0`.
 
 Needs gguf and numpy, no torch. Not covered: files a person named, which are served as they are.
 """
