@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGUFReader
-from tiny_model import LAYERS, build_tiny_gguf, random_weights
+from tiny_model import LAYERS, build_tiny_gguf, random_weights, shared_tiny
 
 from trainer.base_model import BaseModel, ensure_base
 from trainer.gguf_adapter import write_gguf_adapter
@@ -24,7 +24,7 @@ LAST = f"blk.{LAYERS - 1}"
 
 def symbol_base(directory: Path) -> BaseModel:
     """The base under `directory`, in both forms."""
-    gguf = build_tiny_gguf(directory / "symbols.gguf", weights=_weights(_token_ids(directory)))
+    gguf = build_tiny_gguf(directory / "symbols.gguf", weights=_weights(_token_ids()))
     return BaseModel("symbols", gguf, ensure_base(BaseModel("symbols", gguf), directory / "models"))
 
 
@@ -55,9 +55,9 @@ def _direction(symbol: str) -> int:
     return FIRST_DIRECTION + (BASE_SYMBOL + SYMBOLS).index(symbol)
 
 
-def _token_ids(directory: Path) -> dict[str, int]:
+def _token_ids() -> dict[str, int]:
     """The token of each symbol, as the tiny model's tokenizer has it."""
-    reader = GGUFReader(build_tiny_gguf(directory / "only_the_tokenizer.gguf"))
+    reader = GGUFReader(shared_tiny().gguf)
     tokens: list[str] = reader.fields["tokenizer.ggml.tokens"].contents()
     return {symbol: tokens.index(symbol) for symbol in BASE_SYMBOL + SYMBOLS}
 
