@@ -46,7 +46,7 @@ bench-store: setup-dev  ## picks a second, imports, snapshots, statistics → do
 
 soak-swaps: setup-dev  ## 200 swaps under 32 streams, 8 kinds of failing swap ten times each → docs/benchmarks/ (minutes)
 	$(BIN)/python scripts/soak_swaps.py
-	FAILING_SWAPS=10 $(BIN)/python -m pytest tests/test_failing_swaps.py
+	SWAPS=200 FAILING_SWAPS=10 $(BIN)/python -m pytest tests/test_engine_swaps.py tests/test_failing_swaps.py
 
 bench-serving: setup-dev  ## the whole product against a bare llama-server, transformers serve, Gradio → docs/benchmarks/
 	$(BIN)/python scripts/bench_serving.py

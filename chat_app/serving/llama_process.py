@@ -18,9 +18,9 @@ from typing import Any
 
 PROMPT_CACHE_MIB = 256
 WARNINGS_ONLY = 2
-# The native threads (OpenMP) spin for a moment and then sleep while they wait for each other. Spinning on, their default,
-# holds a core that a busy neighbour needs, and then all wait for the one that has none (a third of the speed beside one
-# busy process); sleeping at once makes two answers together cost 2.7 times one instead of 1.6.
+# The native threads (OpenMP) spin for a moment while they wait for each other, then sleep. Their default, to spin on,
+# holds a core that a busy neighbour needs, and then all wait for the one that has none (half the speed beside one busy
+# process); to sleep at once makes two answers together cost 2.7 times one instead of 1.6.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "500"}
 
 
