@@ -20,7 +20,7 @@ setup-dev: .venv/.ready-dev    ## the same plus what tests and checks need
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh dev
 
 test: setup-dev  ## all tests but the browser's
-	$(BIN)/python -m pytest -m "not browser"
+	$(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile
 
 test-browser: setup-dev  ## the tests that drive Chromium (Debian package `chromium`)
 	$(BIN)/python -m pytest -m browser

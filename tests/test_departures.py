@@ -110,7 +110,7 @@ def test_the_engine_sees_the_close_within_a_second(tmp_path: Path, path: str, ki
 
 def test_who_leaves_while_waiting_leaves_the_line_within_a_second(tmp_path: Path) -> None:
     async def work() -> None:
-        async with api_on_a_port(partial(watched, delay_s=0.3), tmp_path) as (operations, port):
+        async with api_on_a_port(partial(watched, delay_s=0.3), tmp_path, max_answers_per_user=2) as (operations, port):
             body = {"messages": [{"role": "user", "content": "A long story"}]}
             admission = operations.answers.admission
             clients = [(await ask(port, *_with(body, kind)))[1] for kind in (BODIES[2], *BODIES)]

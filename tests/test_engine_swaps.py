@@ -73,7 +73,8 @@ async def remote(_: Path) -> AsyncIterator[Oracle]:
     def written(engine: Engine) -> str:
         assert isinstance(engine, RemoteEngine)
         assert f"-{engine.version}-" in engine.model  # the server names the adapter in each word it sends
-        return "".join(f"{engine.model}:{len(HELLO[0]['content'].split())}:{index} " for index in range(TOKENS))
+        tokens = 1 + len(HELLO[0]["content"].split())  # as the server counts
+        return "".join(f"{engine.model}:{tokens}:{index} " for index in range(TOKENS))
 
     with standing_in(StandIn(words=TOKENS, token_s=0.002)) as stand_in:
         root = PurePosixPath("/versions")

@@ -65,7 +65,7 @@ async def answers_while(operations: Operations, work: Callable[[], object], vers
     async def ask() -> None:
         while not over.is_set():
             sampling = operations.sampling(max_tokens=TOKENS, temperature=0)
-            answer = await operations.answers.answer(ASKED, sampling, version)
+            answer = await operations.answers.answer(ASKED, sampling, version=version)
             assert (answer.text, answer.finish_reason) == (symbol_of(int(answer.version[1:])) * TOKENS, "length")
             written.append(answer.version)
 
@@ -246,7 +246,9 @@ def test_versions_beside_each_other_each_write_their_own(tmp_path: Path, base: P
             assert await operations.serve_beside("v2") == ("v0", "v1", "v2")
             versions = [operations.require_served(model) for model in ("champion", "v1", "v2")]
             sampling = operations.sampling(max_tokens=TOKENS, temperature=0)
-            answers = await asyncio.gather(*(operations.answers.answer(ASKED, sampling, one) for one in versions))
+            answers = await asyncio.gather(
+                *(operations.answers.answer(ASKED, sampling, version=one) for one in versions)
+            )
             assert [(answer.version, set(answer.text)) for answer in answers] == [
                 (f"v{number}", {symbol_of(number)}) for number in range(3)
             ]
@@ -255,7 +257,7 @@ def test_versions_beside_each_other_each_write_their_own(tmp_path: Path, base: P
                 assert await operations.release("v2") == ("v0", "v1")
                 assert [one async for one in growing][-1].text == symbol_of(2) * TOKENS
             with pytest.raises(VersionNotServed):
-                await operations.answers.answer(ASKED, sampling, "v2")
+                await operations.answers.answer(ASKED, sampling, version="v2")
             with pytest.raises(EngineError, match="champion"):
                 await operations.release("v0")
         finally:

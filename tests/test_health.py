@@ -121,7 +121,11 @@ def test_a_full_house_is_503_and_a_line_full_of_one_s_own_429(tmp_path: Path) ->
 
 def test_a_heavy_user_does_not_keep_another_one_waiting(tmp_path: Path) -> None:
     async def work() -> None:
-        async with api_on_a_port(partial(watched, delay_s=0.02), tmp_path) as (operations, port), client(port) as http:
+        limits = {"max_answers": 4, "max_answers_per_user": 2}
+        async with (
+            api_on_a_port(partial(watched, delay_s=0.02), tmp_path, **limits) as (operations, port),
+            client(port) as http,
+        ):
             done: list[str] = []
 
             async def ask(user: str) -> None:

@@ -651,7 +651,7 @@ def test_the_settings_reach_the_servers_and_name_the_base_to_train(tmp_path: Pat
     assert (blue.url, green.url) == ("http://blue:8000/v1", "https://green/v1")
     assert blue.timeouts == Timeouts(1, 2.5, 3, 4)
     base = base_model(settings)
-    assert (base.name, base.directory) == ("owner--zephyr-7b", tmp_path / "models" / "owner--zephyr-7b")
+    assert (base.name, base.hub_id) == ("owner--zephyr-7b", "Owner/Zephyr-7B")
     assert SECRET not in repr(settings)
 
 

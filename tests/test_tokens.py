@@ -55,7 +55,7 @@ def test_serving_and_training_read_the_same_tokens(tokenizer: Any, tmp_path: Pat
         """Notes the tokens of the prompt before it streams."""
 
         async def stream(self, messages: Sequence[Message], sampling: Sampling) -> Any:
-            rendered = await self._render(messages)
+            rendered = await self.prompt_text(messages)
             served.append((await self._ask("/tokenize", {"content": rendered, "add_special": True}))["tokens"])
             async for chunk in super().stream(messages, sampling):
                 yield chunk
