@@ -70,10 +70,15 @@ class TrainerRoom:
             base,
             adapter_gguf=versions.adapter_gguf(version),
             adapter_directory=versions.adapter_directory(version),
-            canaries=tuple(
-                Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in versions.canaries(version)
-            ),
+            canaries=self._canaries(version),
         )
+
+    def _canaries(self, version: str) -> tuple[Canary, ...]:
+        """How a version began its answers when it was judged; the scripted engine has no weights that could tell."""
+        if self._settings.engine == "scripted":
+            return ()
+        recorded = self.supervisor.versions.canaries(version)
+        return tuple(Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in recorded)
 
     def evaluate(self, version: str, against: str) -> dict[str, Any]:
         evaluation = self.supervisor.evaluate(version, against)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from symbol_gguf import publish_symbol_version
 from tiny_model import lend_models, shared_directory, shared_tiny
 
 from chat_app.engines import CannotServe, base_model, engine_builder
@@ -55,6 +56,14 @@ def test_the_transformers_engine_serves_a_gguf_base_from_its_directory(tmp_path:
         await engine.close()
 
     asyncio.run(run())
+
+
+def test_canaries_are_for_engines_with_weights(tmp_path: Path) -> None:
+    publish_symbol_version(tmp_path / "versions", 1, "tiny")
+    with FeedbackStore.open(tmp_path / "store.duckdb") as store:
+        for engine, count in (("llama", 1), ("scripted", 0)):
+            chosen = settings(tmp_path, engine=engine, model=str(shared_tiny().gguf))
+            assert len(TrainerRoom(chosen, store).served("v1").canaries) == count
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
