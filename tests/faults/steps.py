@@ -22,6 +22,7 @@ from faults.state import MOMENT, complaints, fill
 from feedback_store.backup import back_up, list_backups, verify_backup
 from feedback_store.migrations import MIGRATIONS, migrate
 from feedback_store.records import now
+from feedback_store.recovery import open_file
 from feedback_store.rows import stored_time
 from feedback_store.snapshots import freeze, load_snapshot, verify
 from feedback_store.store import FeedbackStore
@@ -162,7 +163,7 @@ def _after_backup(home: Path, _: bool) -> str:
 
 def _after_migration(home: Path, _: bool) -> str:
     path, newest = home / "store.duckdb", MIGRATIONS[-1].version
-    with duckdb.connect(str(path)) as connection:
+    with open_file(path, {}) as connection:  # as the store does: a torn block is mended
         version = connection.execute("SELECT max(version) FROM schema_migrations").fetchall()[0][0]
         tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         assert version in range(1, newest + 1)
