@@ -301,7 +301,11 @@ def test_every_kind_of_file_is_read(tmp_path: Path) -> None:
         ("rows.json", b'[{"prompt": "a"', "cannot be read after row 0"),
         ("rows.json", b"[" * 100_000, "cannot be read after row 0.*recursion"),
         ("rows.jsonl.gz", b"not gzip", "Check that it is a whole .jsonl file"),
-        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 9, mtime=0)[:-9], "Check that it is a whole .jsonl file"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b'{"prompt": "a"}\n' * 9, mtime=0)[:-9],
+            "Check that it is a whole .jsonl file",
+        ),
         ("rows.parquet", b"PAR1 and then nothing", "Check that it is a whole .parquet file"),
         ("rows.csv", b"prompt,chosen,rejected\na,b\n", "row 1 has more or fewer cells"),
         ("rows.csv", b'prompt,chosen,rejected\n"a,b,c\n', "cannot be read after row 0"),

@@ -14,8 +14,9 @@ from feedback_store.durable import write_json
 from feedback_store.snapshots import freeze
 from trainer.cycle import Plan, plan_run
 from trainer.errors import Diverged, NothingToTrainOn, WrongReference
-from trainer.job import check_step, choose_rows, metrics_line, pairs_seen
 from trainer.launch import is_alive, kill_tree, start_training
+from trainer.methods.dpo import choose_rows
+from trainer.progress import check_step, metrics_line, pairs_seen
 from trainer.recipe import from_mapping, load_recipe
 from trainer.runs import Run
 

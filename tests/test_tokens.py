@@ -17,7 +17,7 @@ from chat_app.serving.engine import Sampling, ServedVersion
 from chat_app.serving.llama_engine import LlamaEngine, build_llama_engine
 from feedback_store.control_text import BREAK, FLOOR
 from feedback_store.records import Message, Preference
-from trainer.job import _row
+from trainer.methods.dpo import _row
 from trainer.tokens import as_read, markers, tokenise
 
 pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
