@@ -78,7 +78,11 @@ def make_trainer(
             r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     }
-    why = why_stock(AutoConfig.from_pretrained(base_dir), arguments) if recipe.fast_step == "auto" else "the recipe says so"
+    why = (
+        why_stock(AutoConfig.from_pretrained(base_dir), arguments)
+        if recipe.fast_step == "auto"
+        else "the recipe says so"
+    )
     if why is None:
         trainer = PairTrainer(tokens_per_batch=recipe.tokens_per_batch, **common)
         why = trainer.difference()
