@@ -50,15 +50,15 @@ REFERENCES_AT_ONCE = 32  # pairs between two writes of the cache
 
 def why_stock(config: Any, arguments: Any) -> str | None:
     """Why a model of this configuration cannot take the fast step, before it is loaded; None when nothing is known."""
-    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     text = config.get_text_config()
     max_length = arguments.max_length
-    distributed = str(PartialState().distributed_type)
+    sharded = next((name for name in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{name}")), None)
     window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
     layers = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     reasons = {
-        f"it is not verified under {distributed}": arguments.fsdp_plugin_args or "DEEPSPEED" in distributed,
+        f"it is not verified under {sharded}": sharded,
         "the model is multimodal": text is not config or getattr(config, "vision_config", None),
         "the model has an encoder": getattr(config, "is_encoder_decoder", False),
         f"attention slides over {window} tokens, max_length is {max_length}": window and window < max_length,
@@ -83,10 +83,16 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         super().__init__(args=args, train_dataset=data, data_collator=collate, **others)
         self.tokens_per_batch = tokens_per_batch
         self.train_dataset: Any
-        self.facts: dict[str, Any] = {"fast_step": True, "tokens_per_batch": tokens_per_batch}
         self._is_adapter = hasattr(self.model, "disable_adapter")
         self._causal_lm = self.model.get_base_model() if self._is_adapter else self.model
         _give_row_forward(self._causal_lm)
+        if args.activation_checkpointing and _fits(self._causal_lm, tokens_per_batch):
+            self.args.activation_checkpointing = self.args.gradient_checkpointing = False
+        self.facts: dict[str, Any] = {
+            "fast_step": True,
+            "tokens_per_batch": tokens_per_batch,
+            "recompute": bool(self.args.activation_checkpointing),
+        }
 
     @property
     def precision(self) -> str:
@@ -287,6 +293,8 @@ class StockTrainer(DPOTrainer):  # type: ignore[misc]
         found = super()._compute_loss(model, inputs, return_outputs)
         if weight is None:
             return found
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["weights"].append(float(self.accelerator.gather(weight).mean()))
         return (found[0] * weight.mean(), found[1]) if return_outputs else found * weight.mean()
 
 
@@ -310,6 +318,17 @@ def stock_arguments(args: Any, is_weighted: bool) -> Any:
         args.gradient_accumulation_steps *= args.per_device_train_batch_size
         args.per_device_train_batch_size = 1
     return args
+
+
+def _fits(model: Any, tokens: int) -> bool:
+    """Whether the activations of so many tokens fit beside the model on its device; a guess on the safe side."""
+    if model.device.type != "cuda":
+        return True
+    config = model.config.get_text_config()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    each = config.num_hidden_layers * (14 * config.hidden_size + 4 * wide) * model.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return bool(tokens * each < 0.7 * free)
 
 
 def _with_weight(collator: Any) -> Any:
