@@ -69,7 +69,7 @@ FIELDS: dict[str, Field] = {
     "max_grad_norm": _number(1.0, 1e-3, 1e3, "gradients are clipped to this norm"),
     "batch_size": _number(8, 1, 4096, "pairs a step, over all processes", whole=True),
     "micro_batch_size": _number(2, 1, 4096, "pairs in memory at once, per process, where fast_step is off", whole=True),
-    "tokens_per_batch": _number(2048, 16, 10**7, "tokens in memory at once, per process, in the fast step", whole=True),
+    "tokens_per_batch": _optional(None, 16, 10**7, "the fast step's tokens in memory; null: by device", whole=True),
     "fast_step": _choice("auto", ("auto", "off"), "auto: each piece of work once where that is exact; off: TRL's step"),
     "epochs": _number(1, 1, 100, "times each pair is seen", whole=True),
     "max_steps": _optional(None, 1, 10**9, "a cap on the steps", whole=True),
@@ -102,7 +102,7 @@ class Recipe:
     max_grad_norm: float
     batch_size: int
     micro_batch_size: int
-    tokens_per_batch: int
+    tokens_per_batch: int | None
     fast_step: str
     epochs: int
     max_steps: int | None
