@@ -108,7 +108,7 @@ def report(found: list[dict[str, Any]], setting: dict[str, Any], out: Path) -> N
             memory = median(own, "peak_mb") / median(part, "peak_mb")
             ratios = " | ".join(f"{one:.1f}x" for one in (*known, *counted))
             lines.append(f"| {part} ({own}{equal}) | {ratios} | {memory:.2f}x |")
-    if rounds("incremental") and rounds("TRL tuned, fp32"):
+    if rounds("incremental") and rounds("TRL tuned, fp32") and not setting["short"]:
         lines += ["", *_to_the_first_step(median, found)]
     head = (
         f"`make bench-train`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
