@@ -8,7 +8,7 @@ It stops with a sentence in failure.json when the number of processes is not the
 is not ln 2 (the reference is wrong), and at the first loss or gradient norm that is not finite. training.json,
 written last, means: the adapter is complete.
 
-Not covered: resuming, full fine-tuning, weights per pair, sharing the prompt. bf16 and GPUs are wired, not tested.
+Not covered: resuming, full fine-tuning. bf16 and GPUs are wired, not tested.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trainer.gguf_adapter import write_gguf_adapter
 from trainer.methods import dpo
 from trainer.progress import Progress, watch
 from trainer.recipe import from_mapping
+from trainer.reference_cache import REFERENCES
 from trainer.runs import Run, RunConfig
 
 
@@ -56,12 +57,15 @@ def train(run: Run) -> None:
         base_dir=base_dir,
         tokenizer=tokenizer,
         arguments=dpo.arguments(run, recipe, total_steps),
+        references=Path(config.models_dir) / REFERENCES,
+        report=lambda done, total: progress.write("references", references={"done": done, "total": total}),
     )
     trainer.add_callback(watch(recipe, len(preferences), progress))
     trainer.train()
     _check_all_seen(trainer, total_steps)
     if process.is_main_process:
-        _save(trainer, run, base_dir, {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped})
+        facts = {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped}
+        _save(trainer, run, base_dir, {**facts, **trainer.facts})
     trainer.end()
 
 

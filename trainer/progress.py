@@ -49,21 +49,28 @@ class Progress:
 
 def metrics_line(step: int, pairs: int, logs: Mapping[str, float], now: float) -> dict[str, Any]:
     """One line of metrics.jsonl from TRL's log of one step."""
-    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/"))}
+    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/", "lengths/"))}
     wanted = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate") if key in logs}
     return {"step": step, "time": now, "pairs": pairs, **wanted, **kept}
 
 
-def check_step(step: int, logs: Mapping[str, float]) -> None:
+def first_loss(recipe: Recipe, logs: Mapping[str, float]) -> float | None:
+    """The loss before anything was learned, given the weights of the step; None where it hangs on the data."""
+    known = {"sigmoid": FIRST_LOSS, "robust": FIRST_LOSS, "apo_zero": 1.0, "ipo": 1 / (2 * recipe.beta) ** 2}
+    return known[recipe.loss] * logs.get("weights", 1.0) if recipe.loss in known else None
+
+
+def check_step(step: int, logs: Mapping[str, float], first: float | None = FIRST_LOSS) -> None:
     """Raises WrongReference or Diverged on the log of a step that must not be followed by another one."""
     for key in ("loss", "grad_norm"):
         if not math.isfinite(logs[key]):
             raise Diverged(
                 f"At step {step} {key} is {logs[key]}: the training diverged. Lower learning_rate in the recipe."
             )
-    if step == 1 and abs(logs["loss"] - FIRST_LOSS) > FIRST_LOSS_TOLERANCE:
+    if step == 1 and first is not None and abs(logs["loss"] - first) > FIRST_LOSS_TOLERANCE * max(1.0, first):
+        name = "ln 2 = " if first == FIRST_LOSS else ""
         raise WrongReference(
-            f"The first loss is {logs['loss']:.4f}, it must be ln 2 = {FIRST_LOSS:.4f} ± {FIRST_LOSS_TOLERANCE}: "
+            f"The first loss is {logs['loss']:.4f}, it must be {name}{first:.4f} ± {FIRST_LOSS_TOLERANCE}: "
             "the reference is not the model that training starts from. Nothing was published."
         )
 
@@ -79,7 +86,7 @@ def watch(recipe: Recipe, rows: int, progress: Progress) -> Any:
             if "loss" not in logs:
                 return
             step = int(state.global_step)
-            check_step(step, logs)
+            check_step(step, logs, first_loss(recipe, logs))
             progress.step(metrics_line(step, pairs_seen(step, recipe.batch_size, rows), logs, time.time()))
 
     return Watch()

@@ -3,7 +3,7 @@
 One table, `FIELDS`, gives each key its default, its check and its sentence; unknown keys are refused, so a
 recipe never holds a key nobody reads. A run stores its recipe resolved, with every key.
 
-Not covered: other losses than DPO's sigmoid.
+Not covered: other losses than those of `LOSSES`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from trainer.errors import BadRecipe, UnknownRecipe
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT = "dpo-lora"
 PRACTICE = "practice"
+LOSSES = ("sigmoid", "ipo", "robust", "apo_zero", "sigmoid_sft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,17 @@ FIELDS: dict[str, Field] = {
     "lora_rank": _number(16, 1, 512, "rank of the adapter, on all linear layers", whole=True),
     "lora_alpha": _number(32, 1, 1024, "scale of the adapter: alpha / rank"),
     "beta": _number(0.1, 1e-4, 10, "strength of the pull towards the reference in the DPO loss"),
+    "loss": _choice("sigmoid", LOSSES, "of DPO: sigmoid; ipo; robust (raters who err); apo_zero; sigmoid_sft"),
+    "label_smoothing": _number(0.0, 0, 0.49, "for loss robust: the part of the picks that are taken to be wrong"),
+    "sft_weight": _number(0.2, 0, 10, "for loss sigmoid_sft: weight of the likelihood of the chosen answer"),
     "learning_rate": _number(1e-4, 1e-8, 1e-1, "peak learning rate of AdamW"),
     "lr_schedule": _choice("linear", ("linear", "cosine", "constant"), "how the learning rate falls"),
     "warmup_ratio": _number(0.05, 0, 0.5, "part of the steps that warm up; rounded down, so short runs have none"),
     "max_grad_norm": _number(1.0, 1e-3, 1e3, "gradients are clipped to this norm"),
     "batch_size": _number(8, 1, 4096, "pairs a step, over all processes", whole=True),
-    "micro_batch_size": _number(2, 1, 4096, "pairs in memory at once, per process", whole=True),
+    "micro_batch_size": _number(2, 1, 4096, "pairs in memory at once, per process, where fast_step is off", whole=True),
+    "tokens_per_batch": _optional(None, 16, 10**7, "the fast step's tokens in memory; null: by device", whole=True),
+    "fast_step": _choice("auto", ("auto", "off"), "auto: each piece of work once where that is exact; off: TRL's step"),
     "epochs": _number(1, 1, 100, "times each pair is seen", whole=True),
     "max_steps": _optional(None, 1, 10**9, "a cap on the steps", whole=True),
     "max_length": _number(1024, 16, 131072, "tokens of prompt and answer; longer answers are cut", whole=True),
@@ -87,12 +93,17 @@ class Recipe:
     lora_rank: int
     lora_alpha: float
     beta: float
+    loss: str
+    label_smoothing: float
+    sft_weight: float
     learning_rate: float
     lr_schedule: str
     warmup_ratio: float
     max_grad_norm: float
     batch_size: int
     micro_batch_size: int
+    tokens_per_batch: int | None
+    fast_step: str
     epochs: int
     max_steps: int | None
     max_length: int

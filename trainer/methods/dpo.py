@@ -1,18 +1,23 @@
-"""Direct Preference Optimization (Rafailov et al., 2023) by TRL. The reference is the adapter switched off."""
+"""Direct Preference Optimization (Rafailov et al., 2023). The reference is the adapter switched off.
+
+`choose_rows` says which pairs in which order, `make_trainer` takes the fast step of `dpo_trainer.py` where it is exact
+for the model at hand and TRL's own where it is not.
+"""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from feedback_store.records import Preference
 from trainer.errors import NothingToTrainOn
 from trainer.recipe import Recipe
+from trainer.reference_cache import ReferenceCache, fingerprint
 from trainer.runs import Run
-from trainer.tokens import as_read, tokenise
+from trainer.tokens import tokenise
 
 
 def choose_rows(
@@ -43,22 +48,49 @@ def choose_rows(
 
 
 def make_trainer(
-    recipe: Recipe, preferences: Sequence[Preference], *, base_dir: Path, tokenizer: Any, arguments: Any
+    recipe: Recipe,
+    preferences: Sequence[Preference],
+    *,
+    base_dir: Path,
+    tokenizer: Any,
+    arguments: Any,
+    references: Path,
+    report: Callable[[int, int], None],
 ) -> Any:
-    """TRL's trainer of a LoRA adapter on `preferences`, in the order given."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import DPOTrainer
+    """The trainer of a LoRA adapter on `preferences`: the fast one, or TRL's with the reason in its log and `facts`.
 
-    return DPOTrainer(
-        model=str(base_dir),
-        args=arguments,
-        train_dataset=Dataset.from_list([_row(as_read(tokenizer, preference)) for preference in preferences]),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
+    Each step holds the pairs it holds in the order given. What the reference thinks of pairs is kept under
+    `references`; `report` gets how many are known, of how many, while they are computed.
+    """
+    from accelerate.logging import get_logger
+    from peft import LoraConfig
+    from transformers import AutoConfig
+
+    from trainer.dpo_trainer import PairTrainer, StockTrainer, why_stock
+
+    rows = [(tokenise(tokenizer, preference, recipe.max_length), preference.weight) for preference in preferences]
+    common = {
+        "model": str(base_dir),
+        "args": arguments,
+        "rows": rows,
+        "processing_class": tokenizer,
+        "peft_config": LoraConfig(
             r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
+    }
+    why = (
+        why_stock(AutoConfig.from_pretrained(base_dir), arguments)
+        if recipe.fast_step == "auto"
+        else "the recipe says so"
     )
+    if why is None:
+        trainer = PairTrainer(tokens_per_batch=recipe.tokens_per_batch, **common)
+        why = trainer.difference()
+        if why is None:
+            trainer.add_references(ReferenceCache(references, fingerprint(base_dir, trainer.precision)), report)
+            return trainer
+    get_logger(__name__).warning(f"The fast step is off ({why}): TRL's own is used.")
+    return StockTrainer(why=why, **common)
 
 
 def arguments(run: Run, recipe: Recipe, total_steps: int) -> Any:
@@ -72,7 +104,9 @@ def arguments(run: Run, recipe: Recipe, total_steps: int) -> Any:
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu)
     return DPOConfig(
         output_dir=str(run.directory / "checkpoints"),
-        loss_type="sigmoid",
+        loss_type=["sigmoid", "sft"] if recipe.loss == "sigmoid_sft" else [recipe.loss],
+        loss_weights=[1.0, recipe.sft_weight] if recipe.loss == "sigmoid_sft" else None,
+        label_smoothing=recipe.label_smoothing,
         beta=recipe.beta,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.lr_schedule,
@@ -96,11 +130,3 @@ def arguments(run: Run, recipe: Recipe, total_steps: int) -> Any:
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
     )
-
-
-def _row(preference: Preference) -> dict[str, Any]:
-    return {
-        "prompt": [dict(message) for message in preference.prompt],
-        "chosen": [{"role": "assistant", "content": preference.chosen}],
-        "rejected": [{"role": "assistant", "content": preference.rejected}],
-    }
