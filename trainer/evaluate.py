@@ -1,7 +1,8 @@
 """CHILD: candidate against champion on held-out pairs → evaluation.json.
 
 A pair is a win where the candidate favours `chosen` over `rejected` more than the champion does: the sign of the DPO
-margin with the champion as the reference. Within `TIE_NATS` it is a tie. The base is a champion too (adapter off).
+margin with the champion as the reference. Within `TIE_NATS` it is a tie. The base is a champion too (adapter off); a
+version that is a whole model is loaded beside it, so memory for two models is needed then.
 Beside it, `canaries.py` records how the candidate begins its answers, for whoever will serve it.
 Started by `launch.py`; by hand: `python -m trainer.evaluate RUN_DIR`, which reads RUN_DIR/comparison.json.
 
@@ -36,7 +37,7 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     rows, skipped = pick_pairs(load_preferences(Path(comparison["held_out"])), comparison["held_out_pairs"]), 0
     results: list[dict[str, Any]] = []
     canaries: list[dict[str, Any]] = []
-    if rows or comparison["candidate"]["adapter"]:
+    if rows or comparison["candidate"]["adapter"] or comparison["candidate"].get("model"):
         scorer = _Scorer(comparison)
         canaries = scorer.canaries()
         since = time.time()
@@ -93,7 +94,7 @@ def count(results: Sequence[dict[str, Any]], beta: float) -> dict[str, Any]:
 
 
 class _Scorer:
-    """The base with the adapters of both versions beside each other."""
+    """The base with the adapters of both versions beside each other, and whole models of their own beside it."""
 
     def __init__(self, comparison: dict[str, Any]) -> None:
         import torch
@@ -105,15 +106,21 @@ class _Scorer:
         self._device = _device(comparison["device"])
         self._tokenizer = AutoTokenizer.from_pretrained(base_dir)
         dtype = torch.bfloat16 if comparison["precision"] == "bf16" else torch.float32
-        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype)
-        adapters = {name: comparison[name]["adapter"] for name in (CANDIDATE, CHAMPION) if comparison[name]["adapter"]}
-        model: Any = base
-        for name, path in adapters.items():
-            if model is base:
-                model = PeftModel.from_pretrained(base, path, adapter_name=name)
+
+        def load(directory: str | Path) -> Any:
+            return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+
+        sides = {name: comparison[name] for name in (CANDIDATE, CHAMPION)}
+        adapters = {name: side["adapter"] for name, side in sides.items() if side["adapter"]}
+        whole = {name: load(side["model"]) for name, side in sides.items() if side.get("model")}
+        model: Any = load(base_dir) if len(whole) < len(sides) else None
+        for number, (name, path) in enumerate(adapters.items()):
+            if number == 0:
+                model = PeftModel.from_pretrained(model, path, adapter_name=name)
             else:
                 model.load_adapter(path, name)
-        self._model = model.to(self._device).eval()
+        self._models = {name: whole.get(name, model).to(self._device).eval() for name in sides}
+        self._whole = set(whole)
         self._adapters = set(adapters)
 
     def difference(self, preference: Preference) -> float | None:
@@ -125,21 +132,23 @@ class _Scorer:
 
     def canaries(self) -> list[dict[str, Any]]:
         """How the candidate begins its answers, for whoever will serve it; none of the base, which has no adapter."""
-        if CANDIDATE not in self._adapters:
+        model = self._models[CANDIDATE]
+        if CANDIDATE in self._adapters:
+            model.set_adapter(CANDIDATE)
+        elif CANDIDATE not in self._whole:
             return []
-        self._model.set_adapter(CANDIDATE)
-        return record_canaries(self._model, self._tokenizer)
+        return record_canaries(model, self._tokenizer)
 
     def _preference_of(self, name: str, tokens: PairTokens) -> float:
+        model = self._models[name]
         if name in self._adapters:
-            self._model.set_adapter(name)
-            return self._favour(tokens)
-        if not self._adapters:
-            return self._favour(tokens)
-        with self._model.disable_adapter():
-            return self._favour(tokens)
+            model.set_adapter(name)
+        elif self._adapters and name not in self._whole:
+            with model.disable_adapter():
+                return self._favour(model, tokens)
+        return self._favour(model, tokens)
 
-    def _favour(self, tokens: PairTokens) -> float:
+    def _favour(self, model: Any, tokens: PairTokens) -> float:
         """log p(chosen | prompt) - log p(rejected | prompt), summed over tokens, in one forward pass.
 
         Both answers stand behind one prompt in one row; a mask hides `chosen` from `rejected` and position ids start
@@ -150,7 +159,7 @@ class _Scorer:
         layout = pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
         answers = tokens.chosen + tokens.rejected
         with torch.inference_mode():
-            logits = self._model(
+            logits = model(
                 input_ids=torch.tensor([tokens.prompt + answers], device=self._device),
                 position_ids=torch.tensor([layout.positions], device=self._device),
                 attention_mask=torch.tensor(layout.visible, device=self._device)[None, None],

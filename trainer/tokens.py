@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from feedback_store.control_text import neutralise, neutralised, tokenizer_markers
-from feedback_store.records import Message, Preference
+from feedback_store.records import Message, Preference, UnpairedPreference
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,21 @@ def as_read(tokenizer: Any, preference: Preference) -> Preference:
         chosen=neutralise(preference.chosen, broken),
         rejected=neutralise(preference.rejected, broken),
     )
+
+
+def answer_as_read(tokenizer: Any, rating: UnpairedPreference) -> UnpairedPreference:
+    """The rated answer with control text broken in it and in its prompt."""
+    broken = markers(tokenizer)
+    return replace(
+        rating,
+        prompt=tuple(neutralised(rating.prompt, broken)),
+        completion=neutralise(rating.completion, broken),
+    )
+
+
+def prompt_length(tokenizer: Any, prompt: Sequence[Message]) -> int:
+    """Tokens of the prompt as it is read, generation prompt included."""
+    return len(_ids(tokenizer, neutralised(prompt, markers(tokenizer)), add_generation_prompt=True))
 
 
 def tokenise(tokenizer: Any, preference: Preference, max_length: int) -> PairTokens:

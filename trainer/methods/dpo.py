@@ -1,18 +1,50 @@
-"""Direct Preference Optimization (Rafailov et al., 2023) by TRL. The reference is the adapter switched off."""
+"""Direct Preference Optimization (Rafailov et al., 2023) by TRL. The reference is the base: the adapter switched off.
+
+Where every weight moves there is no adapter to switch off; the reference is then a second model, loaded by TRL from the
+directory of the base. Learns from the train part of a snapshot.
+"""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from feedback_store.records import Preference
+from feedback_store.snapshots import load_preferences, load_snapshot
 from trainer.errors import NothingToTrainOn
+from trainer.progress import FIRST_LOSS, FIRST_LOSS_TOLERANCE, FirstLoss
 from trainer.recipe import Recipe
-from trainer.runs import Run
+from trainer.stage import Setting, Stage, shared_arguments
 from trainer.tokens import as_read, tokenise
+from trainer.tuning import adapter_config
+
+REFERENCE = FirstLoss(
+    FIRST_LOSS - FIRST_LOSS_TOLERANCE,
+    FIRST_LOSS + FIRST_LOSS_TOLERANCE,
+    f"ln 2 = {FIRST_LOSS:.4f} ± {FIRST_LOSS_TOLERANCE}",
+    "the reference is not the model that training starts from",
+)
+
+
+def prepare(setting: Setting) -> Stage:
+    """The trainer on the preferences of the run's snapshot. Raises NothingToTrainOn."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config, recipe, tokenizer = setting.run.config, setting.recipe, setting.tokenizer
+    preferences = load_preferences(load_snapshot(Path(config.snapshot["directory"])).train_path)
+    rows, dropped = choose_rows(preferences, recipe, config.max_steps, config.seed, tokenizer)
+    total_steps = recipe.total_steps(len(rows), config.max_steps)
+    trainer = DPOTrainer(
+        model=str(setting.base_dir),
+        args=DPOConfig(**shared_arguments(setting, total_steps), loss_type="sigmoid", beta=recipe.beta),
+        train_dataset=Dataset.from_list([_row(as_read(tokenizer, preference)) for preference in rows]),
+        processing_class=tokenizer,
+        peft_config=adapter_config(recipe),
+    )
+    return Stage(trainer, len(rows), total_steps, dropped, REFERENCE)
 
 
 def choose_rows(
@@ -40,62 +72,6 @@ def choose_rows(
             f"All {len(order)} prompts are longer than max_length {recipe.max_length} tokens. Raise max_length."
         )
     return shuffle.sample(chosen, len(chosen)), dropped
-
-
-def make_trainer(
-    recipe: Recipe, preferences: Sequence[Preference], *, base_dir: Path, tokenizer: Any, arguments: Any
-) -> Any:
-    """TRL's trainer of a LoRA adapter on `preferences`, in the order given."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import DPOTrainer
-
-    return DPOTrainer(
-        model=str(base_dir),
-        args=arguments,
-        train_dataset=Dataset.from_list([_row(as_read(tokenizer, preference)) for preference in preferences]),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-    )
-
-
-def arguments(run: Run, recipe: Recipe, total_steps: int) -> Any:
-    """The recipe in TRL's words, for one process of the run."""
-    from trl import DPOConfig
-
-    config = run.config
-    per_process = recipe.per_process_batch(config.num_processes)
-    micro = math.gcd(recipe.micro_batch_size, per_process)
-    on_gpu = config.device == "gpu"
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu)
-    return DPOConfig(
-        output_dir=str(run.directory / "checkpoints"),
-        loss_type="sigmoid",
-        beta=recipe.beta,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.lr_schedule,
-        warmup_steps=int(recipe.warmup_ratio * total_steps),
-        max_grad_norm=recipe.max_grad_norm,
-        max_steps=total_steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=per_process // micro,
-        max_length=recipe.max_length,
-        train_sampling_strategy="sequential",  # choose_rows made the order; it is the same on any number of processes
-        model_init_kwargs={"dtype": "bfloat16" if bf16 else "float32"},
-        bf16=bf16,
-        use_cpu=not on_gpu,
-        activation_checkpointing=on_gpu,
-        seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would hide a NaN that the step has taken in
-        report_to=[],
-        disable_tqdm=True,
-        save_strategy="no",
-        dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=False,
-    )
 
 
 def _row(preference: Preference) -> dict[str, Any]:
