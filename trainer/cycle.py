@@ -165,7 +165,7 @@ def comparison(
     candidate: tuple[str, Path | None],
     champion: tuple[str, Path | None],
 ) -> dict[str, Any]:
-    """comparison.json, all that `evaluate.py` needs. A version's path: its adapter or its whole model; None: the base."""
+    """comparison.json, all that `evaluate.py` needs. A version's path: its adapter or whole model; None: the base."""
     return {
         "candidate": _version(*candidate),
         "champion": _version(*champion),

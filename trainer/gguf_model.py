@@ -1,6 +1,6 @@
 """A whole trained model as one GGUF file that llama.cpp serves: the base's own file with every tensor put back.
 
-The last step of `job.py` where every weight moved; by hand: `python -m trainer.gguf_model MODEL_DIR BASE.gguf OUT.gguf`.
+The last step of `job.py` where every weight moved. By hand: `python -m trainer.gguf_model MODEL_DIR BASE.gguf OUT`.
 Metadata and tokenizer are those of the base; matrices are Q8_0, the form the embedded base is served in, vectors F32;
 the rows of q and k are permuted head by head, as the Llama family's are in GGUF. Needs safetensors and torch.
 
