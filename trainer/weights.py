@@ -32,6 +32,7 @@ def save_weights(trainer: Any, directory: Path, base: str) -> None:
         model.save_pretrained(directory, selected_adapters=["default"])
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the version gets a real one
         _make_portable(directory / "adapter_config.json", base)
+        _widen(directory / "adapter_model.safetensors")
     if trainer.accelerator.is_main_process:
         sync_tree(directory)
 
@@ -45,6 +46,15 @@ def write_gguf_form(run: Run, base_dir: Path) -> None:
         write_gguf_adapter(run.directory / ADAPTER, base_dir, run.directory / "adapter.gguf")
     else:
         write_gguf_model(run.directory / MODEL, Path(gguf), run.directory / "model.gguf")
+
+
+def _widen(path: Path) -> None:
+    """Store an adapter in fp32: on a 4-bit base it is trained in bf16, which not every reader of the file knows."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    if any(tensor.element_size() < 4 for tensor in tensors.values()):
+        save_file({name: tensor.float() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _make_portable(path: Path, base: str) -> None:
