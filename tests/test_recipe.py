@@ -1,4 +1,4 @@
-"""Recipes: a method and a tuning each; keys that mean nothing there are refused; the team's own beside those that ship."""
+"""Recipes: a method and a tuning each; keys of another one are refused; the team's own beside those that ship."""
 
 from pathlib import Path
 from typing import Any

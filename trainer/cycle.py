@@ -220,9 +220,9 @@ def _write_comparison(run: Run, snapshot: Snapshot, candidate: str, champion: st
 
 def _version(version: str, weights: Path | None) -> dict[str, str | None]:
     """A side of the comparison: a directory with a config.json is a whole model, any other is an adapter."""
-    path = None if weights is None else str(weights.absolute())
-    is_model = weights is not None and (weights / "config.json").is_file()
-    return {"version": version, "adapter": None if is_model else path, "model": path if is_model else None}
+    if weights is not None and (weights / "config.json").is_file():
+        return {"version": version, "adapter": None, "model": str(weights.absolute())}
+    return {"version": version, "adapter": str(weights.absolute()) if weights else None}
 
 
 def _ensure_child(run: Run, stage: str, start: Callable[[], Child]) -> Child:
