@@ -22,7 +22,8 @@ from safetensors.numpy import load_file
 from chat_app.serving.engine import Sampling, ServedVersion
 from chat_app.serving.transformers_engine import TransformersEngines
 from feedback_store.durable import write_json
-from feedback_store.records import UnpairedPreference
+from feedback_store.preferences import split_of
+from feedback_store.records import Message, UnpairedPreference
 from feedback_store.snapshots import freeze
 from trainer.cycle import Plan, comparison, plan_run, weights_of
 from trainer.errors import NothingToTrainOn
@@ -30,6 +31,7 @@ from trainer.evaluate import evaluate
 from trainer.launch import is_alive, kill_tree, start_training
 from trainer.methods.continued_pretraining import cut
 from trainer.methods.kto import choose_ratings, label_weights
+from trainer.methods.sft import choose_examples
 from trainer.recipe import from_mapping
 from trainer.runs import Run
 from trainer.texts import find_texts
@@ -221,7 +223,7 @@ def test_the_card_and_the_manifest_say_which_method_made_a_version(runs: Mapping
         (
             ("kto", "learned with KTO on answers that were rated one by one"),
             ("read", "continued pretraining on the team's own texts"),
-            ("imitate-then-prefer", "supervised fine-tuning on the chosen answers, then Direct Preference"),
+            ("imitate-then-prefer", "supervised fine-tuning on good answers, then Direct Preference"),
         ),
         start=1,
     ):
@@ -284,6 +286,35 @@ def test_ratings_are_chosen_balanced_and_never_alone() -> None:
         choose_ratings([one for one in made if one.label][:4], recipe, None, 0, Letters())
     with pytest.raises(NothingToTrainOn, match="12 have prompts longer than max_length 16"):
         choose_ratings(ratings(12), replace(recipe, max_length=16), None, 0, Letters())
+
+
+def test_supervised_examples_hold_the_answers_and_only_these_are_learned() -> None:
+    recipe = from_mapping("mine", {"method": "sft", "batch_size": 4, "max_length": 64})
+    told_how: dict[str, Any] = {"recipe": recipe, "seed": 0, "tokenizer": Letters()}
+    made = tiny_model.made_up_preferences(6)
+    made[3] = replace(made[3], source="pick")
+    long = replace(made[0], prompt=(Message(role="user", content="x" * 80),))
+    told = [
+        tuple(Message(role=role, content=text) for role, text in zip(("user", "assistant") * 2, texts, strict=True))
+        for texts in (("Hi", "Ho", "He", "Ha"), ("held out", "no", "no", "no"))
+    ]
+    held_out = next(
+        f"held out {n}" for n in range(99) if split_of([Message(role="user", content=f"held out {n}")]) == "held_out"
+    )
+    told[1] = (Message(role="user", content=held_out), *told[1][1:])
+    examples, dropped = choose_examples([*made, long], told, max_steps=None, **told_how)
+    assert (len(examples), dropped) == (7, 1)
+    read = {_text(one["input_ids"]): _text([token for token in one["labels"] if token != -100]) for one in examples}
+    assert read["Hi Ho He Ha"] == " Ho Ha", "both answers, and what stands before them in this template"
+    assert {f"{row.prompt[0]['content']} {row.chosen}": row.chosen for row in made}.items() <= {
+        text: said.strip() for text, said in read.items()
+    }.items()
+    first, _ = choose_examples(made, [], max_steps=1, **told_how)
+    assert any(made[3].chosen in _text(one["input_ids"]) for one in first)
+
+
+def _text(tokens: list[int]) -> str:
+    return "".join(map(chr, tokens))
 
 
 def test_texts_are_cut_into_blocks_that_hold_every_token_once() -> None:

@@ -47,6 +47,7 @@ class Plan:
     device: str
     requested_by: str
     texts: dict[str, Any] | None = None
+    dialogues: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) ->
             "rated_rows": snapshot.rated_rows,
             "counts": dict(snapshot.counts),
             "texts": plan.texts,
+            "dialogues": plan.dialogues,
             "planned_steps": plan.recipe.planned_steps(_rows(plan, snapshot), plan.max_steps),
         },
         device=plan.device,

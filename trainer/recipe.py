@@ -95,6 +95,14 @@ FIELDS: dict[str, Field] = {
         "folder of .txt and .md files to learn from; null: texts/ in the data directory",
         methods=(CONTINUED_PRETRAINING,),
     ),
+    "dialogues": Field(
+        None,
+        (str, type(None)),
+        lambda value: value is None or Path(value).is_absolute(),
+        "the absolute path of a folder, or null",
+        "folder of .jsonl or .parquet dialogues to imitate; null: dialogues/ in the data directory, if there is one",
+        methods=(SFT, SFT_THEN_DPO),
+    ),
     "learning_rate": _number(1e-4, 1e-8, 1e-1, "peak learning rate of AdamW"),
     "lr_schedule": _choice("linear", ("linear", "cosine", "constant"), "how the learning rate falls"),
     "warmup_ratio": _number(0.05, 0, 0.5, "part of the steps that warm up; rounded down, so short runs have none"),
@@ -128,6 +136,7 @@ class Recipe:
     sft_learning_rate: float
     sft_epochs: int
     texts: str | None
+    dialogues: str | None
     learning_rate: float
     lr_schedule: str
     warmup_ratio: float

@@ -13,21 +13,22 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from feedback_store.durable import write_json
 from feedback_store.errors import StoreError
-from feedback_store.mixing import Mix
+from feedback_store.mixing import TEXT, Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
 from trainer.cycle import Plan, Surroundings, comparison, plan_run, reason_of_death, run_cycle, weights_of
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
-from trainer.recipe import CONTINUED_PRETRAINING, DEFAULT, KTO, PRACTICE, Recipe, load_recipe
+from trainer.recipe import CONTINUED_PRETRAINING, DEFAULT, KTO, PRACTICE, SFT, SFT_THEN_DPO, Recipe, load_recipe
 from trainer.runs import Run, RunState, list_runs
-from trainer.texts import FOLDER, find_texts
+from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
 from trainer.tuning import check_tuning
 from trainer.versions import Versions
 
@@ -177,6 +178,7 @@ class Supervisor:
                 device="gpu" if gpus else "cpu",
                 requested_by=requested_by,
                 texts=self._texts(chosen),
+                dialogues=self._dialogues(chosen),
             )
             chosen.micro_batch(plan.num_processes)
             if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
@@ -184,7 +186,10 @@ class Supervisor:
                     f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
                     "Practise with another recipe."
                 )
-            snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
+            mix = plan.recipe.mix(plan.seed)
+            if plan.dialogues and chosen.method == SFT:
+                mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
+            snapshot = self._freeze(practice, mix)
             run = plan_run(plan, snapshot, self.base, self.data_dir)
             with self._changed:
                 self._active = run
@@ -194,7 +199,12 @@ class Supervisor:
     def _texts(self, recipe: Recipe) -> dict[str, Any] | None:
         if recipe.method != CONTINUED_PRETRAINING:
             return None
-        return find_texts(self.data_dir / FOLDER if recipe.texts is None else Path(recipe.texts))
+        return find_texts(self.data_dir / TEXTS if recipe.texts is None else Path(recipe.texts))
+
+    def _dialogues(self, recipe: Recipe) -> dict[str, Any] | None:
+        if recipe.method not in (SFT, SFT_THEN_DPO):
+            return None
+        return find_dialogues(self.data_dir / DIALOGUES if recipe.dialogues is None else Path(recipe.dialogues))
 
     def cancel(self, run_id: str) -> Run:
         """Ask for a run to end; its processes are gone and its state is `cancelled` within about 15 s.

@@ -59,6 +59,24 @@ def prompt_length(tokenizer: Any, prompt: Sequence[Message]) -> int:
     return len(_ids(tokenizer, neutralised(prompt, markers(tokenizer)), add_generation_prompt=True))
 
 
+def answer_spans(tokenizer: Any, dialogue: Sequence[Message]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a dialogue up to its last answer, control text broken, and where each answer begins and ends.
+
+    An answer ends with what the template puts after it. One that the template writes otherwise once more is said after
+    it (some drop the thoughts of earlier turns) has no span.
+    """
+    messages = neutralised(dialogue, markers(tokenizer))
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index]
+    ids = _ids(tokenizer, messages[: answers[-1] + 1])
+    spans = []
+    for index in answers:
+        read = _ids(tokenizer, messages[:index], add_generation_prompt=True)
+        said = _ids(tokenizer, messages[: index + 1])
+        if ids[: len(said)] == said:
+            spans.append((_common(read, said), len(said)))
+    return ids, spans
+
+
 def tokenise(tokenizer: Any, preference: Preference, max_length: int) -> PairTokens:
     """Token ids of one preference; answers are cut so that prompt + answer is `max_length` at most."""
     preference = as_read(tokenizer, preference)

@@ -40,7 +40,8 @@ _NAME = re.compile(r"^v(\d+)(?:-practice-[a-z0-9_-]+)?$")
 class VersionManifest:
     """What a version is made of. `evaluation` is the summary, `files` maps relative paths to hex SHA-256.
 
-    `texts` is the hash of the texts of continued pretraining. What older manifests do not have has its default.
+    `texts` is the hash of the texts of continued pretraining, or of the dialogues of supervised fine-tuning. What
+    older manifests do not have has its default.
     """
 
     version: str
@@ -224,14 +225,14 @@ _KIND = {
 }
 _LEARNED = {
     DPO: "Direct Preference Optimization",
-    SFT: "supervised fine-tuning on the chosen answers",
-    SFT_THEN_DPO: "supervised fine-tuning on the chosen answers, then Direct Preference Optimization from there",
+    SFT: "supervised fine-tuning on good answers",
+    SFT_THEN_DPO: "supervised fine-tuning on good answers, then Direct Preference Optimization from there",
     KTO: "KTO on answers that were rated one by one",
     CONTINUED_PRETRAINING: "continued pretraining on the team's own texts",
 }
 _ROWS = {
-    SFT: "chosen answers",
-    SFT_THEN_DPO: "chosen answers and pairs",
+    SFT: "good answers",
+    SFT_THEN_DPO: "good answers and pairs",
     KTO: "rated answers",
     CONTINUED_PRETRAINING: "blocks of text",
 }
@@ -242,7 +243,9 @@ def _to_learn_from(snapshot: dict[str, Any]) -> str:
         return f"{len(texts['files'])} texts to train on (`{texts['hash']}`)"
     if snapshot.get("rated_rows") is not None:
         return f"{snapshot['rated_rows']} rated answers to train on"
-    return f"{snapshot['train_rows']} preferences to train on"
+    dialogues = snapshot.get("dialogues")
+    files = f" beside {len(dialogues['files'])} files of dialogues (`{dialogues['hash']}`)" if dialogues else ""
+    return f"{snapshot['train_rows']} preferences to train on{files}"
 
 
 def _require_finite(version: str, path: Path) -> None:
@@ -278,7 +281,7 @@ def _manifest(run: Run, version: str, verdict: dict[str, Any], files: dict[str, 
         files=files,
         method=config.recipe.get("method", DPO),
         tuning=config.recipe.get("tuning", LORA),
-        texts=(config.snapshot.get("texts") or {}).get("hash"),
+        texts=(config.snapshot.get("texts") or config.snapshot.get("dialogues") or {}).get("hash"),
     )
 
 
