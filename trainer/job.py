@@ -15,10 +15,12 @@ from __future__ import annotations
 import gc
 import shutil
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from feedback_store.durable import write_json
+from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
 from trainer.base_model import BaseModel, ensure_base
 from trainer.errors import JobError, TrainerError, WrongProcessCount
@@ -30,6 +32,7 @@ from trainer.stage import Setting
 from trainer.two_stages import join_adapters, merge_into_base
 from trainer.weights import ADAPTER, MODEL, save_weights, write_gguf_form
 
+WEIGHTS = "weights"  # of a stage, below its checkpoints
 METHODS = {
     DPO: dpo.prepare,
     SFT: sft.prepare,
@@ -53,42 +56,65 @@ def train(run: Run) -> None:
         base_dir = ensure_base(BaseModel.from_dict(config.base), Path(config.models_dir))
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
     weights = run.directory / (MODEL if recipe.is_full else ADAPTER)
-    stages = recipe.stages()
-    facts: list[dict[str, Any]] = []
-    begin = base_dir
-    for number, stage_recipe in enumerate(stages, start=1):
-        is_last = number == len(stages)
-        saved = weights if len(stages) == 1 else run.directory / "checkpoints" / f"stage{number}"
-        facts.append(
-            _train_stage(Setting(run, stage_recipe, begin, tokenizer), progress, facts, stages[number:], saved)
-        )
-        if not is_last:
-            begin = _start_of_next(process, recipe, base_dir, saved)
-        elif number > 1 and process.is_main_process:
-            _finish_stages(recipe, run.directory / "checkpoints", weights)
+    checkpoints = run.directory / "checkpoints"
+    setting = Setting(run, recipe, base_dir, tokenizer, checkpoints)
+    if len(recipe.stages()) == 1:
+        facts = [_train_stage(setting, progress, weights)]
+    else:
+        facts = _train_stages(setting, progress, process)
+        if process.is_main_process:
+            _unite(checkpoints, weights)
     if process.is_main_process:
         write_gguf_form(run, base_dir)
         write_json(run.directory / "training.json", {**_sums(facts), "base_directory": str(base_dir)})
+        for left in ("stage1", "stage2", "merged"):
+            shutil.rmtree(checkpoints / left, ignore_errors=True)
     process.wait_for_everyone()
     process.destroy_process_group()
 
 
+def _train_stages(setting: Setting, progress: Progress, process: Any) -> list[dict[str, Any]]:
+    """Train two stages, the second from where the first ended; what training.json says of each.
+
+    A first stage that is done is not done again by a job that goes on after a kill: stage.json says that it is.
+    """
+    first, second = setting.recipe.stages()
+    stage1, stage2, merged = (setting.output_dir / name for name in ("stage1", "stage2", "merged"))
+    done = read_json(stage1 / "stage.json")
+    if done is None:
+        done = _train_stage(replace(setting, recipe=first, output_dir=stage1), progress, stage1 / WEIGHTS, later=second)
+        gc.collect()  # its trainer and its model are not needed any more
+        if process.is_main_process:
+            write_json(stage1 / "stage.json", done)
+    if process.is_main_process and not first.is_full and not merged.is_dir():
+        merge_into_base(setting.base_dir, stage1 / WEIGHTS, merged)
+    process.wait_for_everyone()
+    begin = stage1 / WEIGHTS if first.is_full else merged
+    setting = replace(setting, recipe=second, base_dir=begin, output_dir=stage2)
+    return [done, _train_stage(setting, progress, stage2 / WEIGHTS, done=done)]
+
+
 def _train_stage(
-    setting: Setting, progress: Progress, done: list[dict[str, Any]], later: list[Recipe], saved: Path
+    setting: Setting,
+    progress: Progress,
+    saved: Path,
+    *,
+    done: Mapping[str, Any] | None = None,
+    later: Recipe | None = None,
 ) -> dict[str, Any]:
     """Train one stage and save its weights in `saved`; returns what training.json says of it.
 
-    `done` are the earlier stages, `later` the recipes of those to come, whose steps are a plan until they begin.
+    `done` says the same of the stage before, `later` is the recipe of the one to come, whose steps are a plan until it
+    begins.
     """
     config, recipe = setting.run.config, setting.recipe
     progress.write("loading")
     stage = METHODS[recipe.method](setting)
-    before = _sums(done)
-    to_come = sum(other.total_steps(stage.rows, config.max_steps) for other in later)
-    progress.start("training", total_steps=before["steps"] + stage.total_steps + to_come)
+    steps_before, rows_before = (done["steps"], done["pairs"]) if done else (0, 0)
+    to_come = later.total_steps(stage.rows, config.max_steps) if later else 0
+    progress.start("training", total_steps=steps_before + stage.total_steps + to_come)
     trainer = stage.trainer
-    callback = watch(stage, recipe.batch_size, progress, steps_before=before["steps"], rows_before=before["pairs"])
-    trainer.add_callback(callback)
+    trainer.add_callback(watch(stage, recipe.batch_size, progress, steps_before=steps_before, rows_before=rows_before))
     trainer.train()
     _check_all_seen(trainer, stage.total_steps)
     save_weights(trainer, saved, str(config.base["name"]))
@@ -103,33 +129,20 @@ def _train_stage(
     }
 
 
-def _start_of_next(process: Any, recipe: Recipe, base_dir: Path, saved: Path) -> Path:
-    """The directory the next stage starts from: the base with the adapter of this one merged, or its whole model."""
-    gc.collect()  # the trainer of this stage and its model are not needed any more
-    merged = saved if recipe.is_full else saved.with_name("merged")
-    if process.is_main_process and not recipe.is_full:
-        merge_into_base(base_dir, saved, merged)
-    process.wait_for_everyone()
-    return merged
-
-
-def _finish_stages(recipe: Recipe, checkpoints: Path, weights: Path) -> None:
-    """The weights of all stages as those of one; what lay between the stages goes."""
-    if recipe.is_full:
-        (checkpoints / "stage2").replace(weights)
+def _unite(checkpoints: Path, weights: Path) -> None:
+    """The weights of both stages as those of one."""
+    shutil.rmtree(weights, ignore_errors=True)  # of a job that was killed here
+    first, second = checkpoints / "stage1" / WEIGHTS, checkpoints / "stage2" / WEIGHTS
+    if weights.name == MODEL:
+        shutil.copytree(second, weights)
     else:
-        join_adapters(checkpoints / "stage1", checkpoints / "stage2", weights)
-    for left in ("stage1", "stage2", "merged"):
-        shutil.rmtree(checkpoints / left, ignore_errors=True)
+        join_adapters(first, second, weights)
 
 
 def _sums(facts: list[dict[str, Any]]) -> dict[str, Any]:
     """training.json from the facts of the stages: the loss is that of the last one."""
-    sums: dict[str, Any] = {key: sum(stage[key] for stage in facts) for key in ("steps", "pairs")}
-    if not facts:
-        return sums
-    last = facts[-1]
-    kept = {key: last[key] for key in ("dropped_over_long", "first_loss", "last_loss")}
+    sums = {key: sum(stage[key] for stage in facts) for key in ("steps", "pairs")}
+    kept = {key: facts[-1][key] for key in ("dropped_over_long", "first_loss", "last_loss")}
     return {**sums, **kept, "stages": facts}
 
 

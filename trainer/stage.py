@@ -18,12 +18,13 @@ from trainer.tuning import model_init, uses_bf16
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a method is given. `recipe` is that of the stage, `base_dir` holds the weights that it starts from."""
+    """What a method is given: the recipe of the stage, where its weights start, and where its checkpoints go."""
 
     run: Run
     recipe: Recipe
     base_dir: Path
     tokenizer: Any
+    output_dir: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def shared_arguments(setting: Setting, total_steps: int) -> dict[str, Any]:
     per_process, micro = recipe.per_process_batch(config.num_processes), recipe.micro_batch(config.num_processes)
     on_gpu = config.device == "gpu"
     return {
-        "output_dir": str(setting.run.directory / "checkpoints"),
+        "output_dir": str(setting.output_dir),
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.lr_schedule,
         "warmup_steps": int(recipe.warmup_ratio * total_steps),
