@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from feedback_store.snapshots import load_preferences
 from trainer.base_model import BaseModel, ensure_base
 from trainer.canaries import record_canaries
 from trainer.errors import JobError, TrainerError
+from trainer.packing import pair_layout
 from trainer.tokens import PairTokens, tokenise
 
 TIE_NATS = 1e-3
@@ -162,32 +162,12 @@ class _Scorer:
             logits = model(
                 input_ids=torch.tensor([tokens.prompt + answers], device=self._device),
                 position_ids=torch.tensor([layout.positions], device=self._device),
-                attention_mask=torch.tensor(layout.visible, device=self._device)[None, None],
+                attention_mask=layout.visible().to(self._device)[None, None],
                 logits_to_keep=torch.tensor(layout.predicting, device=self._device),
             ).logits[0]
             wanted = torch.tensor(answers, device=self._device)[:, None]
             each = torch.log_softmax(logits.float(), dim=-1).gather(-1, wanted).double()
         return float(each[: len(tokens.chosen)].sum() - each[len(tokens.chosen) :].sum())
-
-
-@dataclass(frozen=True, slots=True)
-class PairLayout:
-    """How prompt + chosen + rejected lie in one row."""
-
-    positions: list[int]
-    visible: list[list[bool]]
-    predicting: list[int]
-
-
-def pair_layout(prompt: int, chosen: int, rejected: int) -> PairLayout:
-    """The layout for these lengths in tokens: position of each token, who sees whom, and whose logits predict."""
-    end = prompt + chosen
-    row = range(end + rejected)
-    return PairLayout(
-        positions=[*range(end), *range(prompt, prompt + rejected)],
-        visible=[[seen <= by and not (by >= end and prompt <= seen < end) for seen in row] for by in row],
-        predicting=[*range(prompt - 1, end - 1), prompt - 1, *range(end, end + rejected - 1)],
-    )
 
 
 def _device(device: str) -> str:

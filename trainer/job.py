@@ -7,7 +7,7 @@ It stops with a sentence in failure.json when the number of processes is not the
 a stage is not what its method makes it (with DPO ln 2: else the reference is wrong), and at the first loss or gradient
 norm that is not finite. training.json, written last, means: the weights are complete.
 
-Not covered: resuming, weights per pair, sharing the prompt. bf16 and GPUs are wired, not tested.
+Not covered: resuming. bf16 and GPUs are wired, not tested.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def train(run: Run) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
     weights = run.directory / (MODEL if recipe.is_full else ADAPTER)
     checkpoints = run.directory / "checkpoints"
-    setting = Setting(run, recipe, base_dir, tokenizer, checkpoints)
+    setting = Setting(run, recipe, base_dir, tokenizer, checkpoints, progress)
     if len(recipe.stages()) == 1:
-        facts = [_train_stage(setting, progress, weights)]
+        facts = [_train_stage(setting, weights)]
     else:
-        facts = _train_stages(setting, progress, process)
+        facts = _train_stages(setting, process)
         if process.is_main_process:
             _unite(checkpoints, weights)
     if process.is_main_process:
@@ -73,7 +73,7 @@ def train(run: Run) -> None:
     process.destroy_process_group()
 
 
-def _train_stages(setting: Setting, progress: Progress, process: Any) -> list[dict[str, Any]]:
+def _train_stages(setting: Setting, process: Any) -> list[dict[str, Any]]:
     """Train two stages, the second from where the first ended; what training.json says of each.
 
     A first stage that is done is not done again by a job that goes on after a kill: stage.json says that it is.
@@ -82,7 +82,7 @@ def _train_stages(setting: Setting, progress: Progress, process: Any) -> list[di
     stage1, stage2, merged = (setting.output_dir / name for name in ("stage1", "stage2", "merged"))
     done = read_json(stage1 / "stage.json")
     if done is None:
-        done = _train_stage(replace(setting, recipe=first, output_dir=stage1), progress, stage1 / WEIGHTS, later=second)
+        done = _train_stage(replace(setting, recipe=first, output_dir=stage1), stage1 / WEIGHTS, later=second)
         gc.collect()  # its trainer and its model are not needed any more
         if process.is_main_process:
             write_json(stage1 / "stage.json", done)
@@ -91,12 +91,11 @@ def _train_stages(setting: Setting, progress: Progress, process: Any) -> list[di
     process.wait_for_everyone()
     begin = stage1 / WEIGHTS if first.is_full else merged
     setting = replace(setting, recipe=second, base_dir=begin, output_dir=stage2)
-    return [done, _train_stage(setting, progress, stage2 / WEIGHTS, done=done)]
+    return [done, _train_stage(setting, stage2 / WEIGHTS, done=done)]
 
 
 def _train_stage(
     setting: Setting,
-    progress: Progress,
     saved: Path,
     *,
     done: Mapping[str, Any] | None = None,
@@ -107,7 +106,7 @@ def _train_stage(
     `done` says the same of the stage before, `later` is the recipe of the one to come, whose steps are a plan until it
     begins.
     """
-    config, recipe = setting.run.config, setting.recipe
+    config, recipe, progress = setting.run.config, setting.recipe, setting.progress
     progress.write("loading")
     stage = METHODS[recipe.method](setting)
     steps_before, rows_before = (done["steps"], done["pairs"]) if done else (0, 0)
@@ -126,6 +125,7 @@ def _train_stage(
         "dropped_over_long": stage.dropped_over_long,
         "first_loss": losses[0],
         "last_loss": losses[-1],
+        **stage.facts,
     }
 
 
@@ -140,10 +140,9 @@ def _unite(checkpoints: Path, weights: Path) -> None:
 
 
 def _sums(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    """training.json from the facts of the stages: the loss is that of the last one."""
+    """training.json from the facts of the stages: those of the last one, steps and rows of all."""
     sums = {key: sum(stage[key] for stage in facts) for key in ("steps", "pairs")}
-    kept = {key: facts[-1][key] for key in ("dropped_over_long", "first_loss", "last_loss")}
-    return {**sums, **kept, "stages": facts}
+    return {**facts[-1], **sums, "stages": facts}
 
 
 def _check_processes(process: Any, config: RunConfig) -> None:

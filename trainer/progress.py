@@ -53,7 +53,7 @@ class Progress:
 
 def metrics_line(step: int, pairs: int, logs: Mapping[str, float], now: float) -> dict[str, Any]:
     """One line of metrics.jsonl from TRL's log of one step. `pairs` counts rows, whatever the method learns from."""
-    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/"))}
+    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/", "lengths/"))}
     wanted = {key: logs[key] for key in _KEPT if key in logs}
     return {"step": step, "time": now, "pairs": pairs, **wanted, **kept}
 
@@ -68,14 +68,21 @@ class FirstLoss:
     otherwise: str
 
 
-def check_step(step: int, logs: Mapping[str, float], first: FirstLoss) -> None:
+def reference_loss(loss: float, wanted: str) -> FirstLoss:
+    """The first loss of a method with a reference, which says nothing else at the first step than the model does."""
+    tolerance = FIRST_LOSS_TOLERANCE * max(1.0, loss)
+    wrong = "the reference is not the model that training starts from"
+    return FirstLoss(loss - tolerance, loss + tolerance, f"{wanted} ± {FIRST_LOSS_TOLERANCE}", wrong)
+
+
+def check_step(step: int, logs: Mapping[str, float], first: FirstLoss | None) -> None:
     """Raises WrongStart or Diverged on the log of a step of a stage that must not be followed by another one."""
     for key in ("loss", "grad_norm"):
         if not math.isfinite(logs[key]):
             raise Diverged(
                 f"At step {step} {key} is {logs[key]}: the training diverged. Lower learning_rate in the recipe."
             )
-    if step == 1 and not first.low <= logs["loss"] <= first.high:
+    if step == 1 and first is not None and not first.low <= logs["loss"] <= first.high:
         raise WrongStart(
             f"The first loss is {logs['loss']:.4f}, it must be {first.wanted}: {first.otherwise}. "
             "Nothing was published."
@@ -93,7 +100,7 @@ def watch(stage: Stage, batch_size: int, progress: Progress, *, steps_before: in
             if "loss" not in logs:
                 return
             step = int(state.global_step)
-            check_step(step, logs, stage.first_loss)
+            check_step(step, logs, stage.first_loss(logs))
             rows = rows_before + pairs_seen(step, batch_size, stage.rows)
             progress.step(metrics_line(steps_before + step, rows, logs, time.time()))
 

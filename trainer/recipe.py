@@ -21,12 +21,14 @@ from trainer.errors import BadRecipe, UnknownRecipe
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT = "dpo-lora"
 PRACTICE = "practice"
+LOSSES = ("sigmoid", "ipo", "robust", "apo_zero", "sigmoid_sft")
 
 DPO, SFT, SFT_THEN_DPO, KTO, CONTINUED_PRETRAINING = METHODS = (
     "dpo", "sft", "sft-then-dpo", "kto", "continued-pretraining",
 )  # fmt: skip
 LORA, QLORA, FULL = TUNINGS = ("lora", "qlora", "full")
-_WITH_REFERENCE = (DPO, SFT_THEN_DPO, KTO)
+_ON_PAIRS = (DPO, SFT_THEN_DPO)
+_WITH_REFERENCE = (*_ON_PAIRS, KTO)
 _ADAPTERS = (LORA, QLORA)
 _LEARNS_FROM = {KTO: RATINGS, CONTINUED_PRETRAINING: TEXT}
 
@@ -68,8 +70,8 @@ def _switch(default: bool, about: str) -> Field:
     return Field(default, (bool,), lambda _value: True, "true or false", about)
 
 
-def _choice(default: str, options: tuple[str, ...], about: str) -> Field:
-    return Field(default, (str,), lambda value: value in options, "one of " + ", ".join(options), about)
+def _choice(default: str, options: tuple[str, ...], about: str, *, methods: tuple[str, ...] = METHODS) -> Field:
+    return Field(default, (str,), lambda value: value in options, "one of " + ", ".join(options), about, methods)
 
 
 FIELDS: dict[str, Field] = {
@@ -80,6 +82,18 @@ FIELDS: dict[str, Field] = {
     "lora_alpha": _number(32, 1, 1024, "scale of the adapter: alpha / rank", tunings=_ADAPTERS),
     "beta": _number(
         0.1, 1e-4, 10, "strength of the pull towards the reference in the loss of DPO or KTO", methods=_WITH_REFERENCE
+    ),
+    "loss": _choice(
+        "sigmoid",
+        LOSSES,
+        "of DPO: sigmoid; ipo; robust (raters who err); apo_zero; sigmoid_sft",
+        methods=_ON_PAIRS,
+    ),
+    "label_smoothing": _number(
+        0.0, 0, 0.49, "for loss robust: the part of the picks that are taken to be wrong", methods=_ON_PAIRS
+    ),
+    "sft_weight": _number(
+        0.2, 0, 10, "for loss sigmoid_sft: weight of the likelihood of the chosen answer", methods=_ON_PAIRS
     ),
     "sft_learning_rate": _number(
         2e-4, 1e-8, 1e-1, "peak learning rate of the first stage, the second has learning_rate", methods=(SFT_THEN_DPO,)
@@ -108,7 +122,18 @@ FIELDS: dict[str, Field] = {
     "warmup_ratio": _number(0.05, 0, 0.5, "part of the steps that warm up; rounded down, so short runs have none"),
     "max_grad_norm": _number(1.0, 1e-3, 1e3, "gradients are clipped to this norm"),
     "batch_size": _number(8, 1, 4096, "rows a step, over all processes: pairs, rated answers or texts", whole=True),
-    "micro_batch_size": _number(2, 1, 4096, "rows in memory at once, per process; KTO needs 2", whole=True),
+    "micro_batch_size": _number(
+        2, 1, 4096, "rows in memory at once, per process, without the fast step; KTO needs 2", whole=True
+    ),
+    "tokens_per_batch": _number(
+        2048, 16, 10**7, "tokens in memory at once, per process, in the fast step", whole=True, methods=_ON_PAIRS
+    ),
+    "fast_step": _choice(
+        "auto",
+        ("auto", "off"),
+        "auto: each piece of work once where that is exact; off: TRL's step",
+        methods=_ON_PAIRS,
+    ),
     "epochs": _number(1, 1, 100, "times each row is seen", whole=True),
     "max_steps": _optional(None, 1, 10**9, "a cap on the steps, of each stage", whole=True),
     "max_length": _number(1024, 16, 131072, "tokens of prompt and answer; longer answers are cut", whole=True),
@@ -137,12 +162,17 @@ class Recipe:
     sft_epochs: int
     texts: str | None
     dialogues: str | None
+    loss: str
+    label_smoothing: float
+    sft_weight: float
     learning_rate: float
     lr_schedule: str
     warmup_ratio: float
     max_grad_norm: float
     batch_size: int
     micro_batch_size: int
+    tokens_per_batch: int
+    fast_step: str
     epochs: int
     max_steps: int | None
     max_length: int

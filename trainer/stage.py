@@ -6,11 +6,12 @@ trainer, and says between which values the first loss must lie. Most recipes hav
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.progress import FirstLoss
+from trainer.progress import FirstLoss, Progress
 from trainer.recipe import Recipe
 from trainer.runs import Run
 from trainer.tuning import model_init, uses_bf16
@@ -18,24 +19,29 @@ from trainer.tuning import model_init, uses_bf16
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a method is given: the recipe of the stage, where its weights start, and where its checkpoints go."""
+    """What a method is given: the recipe of the stage, where its weights start, where its checkpoints and words go."""
 
     run: Run
     recipe: Recipe
     base_dir: Path
     tokenizer: Any
     output_dir: Path
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a method gives back: TRL's trainer, ready, on `rows` rows, and what training.json will say about them."""
+    """What a method gives back: TRL's trainer, ready, on `rows` rows; `facts` is more for training.json.
+
+    `first_loss` says, given the log of the first step, where its loss must lie; None: anywhere.
+    """
 
     trainer: Any
     rows: int
     total_steps: int
     dropped_over_long: int
-    first_loss: FirstLoss
+    first_loss: Callable[[Mapping[str, float]], FirstLoss | None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def shared_arguments(setting: Setting, total_steps: int) -> dict[str, Any]:

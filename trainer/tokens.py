@@ -26,6 +26,11 @@ class PairTokens:
     chosen: list[int]
     rejected: list[int]
 
+    @property
+    def total(self) -> int:
+        """Tokens of the pair with its prompt counted once."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
 
 @lru_cache(maxsize=2)
 def markers(tokenizer: Any) -> frozenset[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from feedback_store.control_text import neutralise
@@ -36,7 +37,7 @@ def prepare(setting: Setting) -> Stage:
         processing_class=tokenizer,
         peft_config=adapter_config(recipe),
     )
-    return Stage(trainer, len(blocks), total_steps, 0, next_token_loss(len(tokenizer)))
+    return Stage(trainer, len(blocks), total_steps, 0, partial(next_token_loss, len(tokenizer)))
 
 
 def cut(texts: Sequence[str], length: int, seed: int, tokenizer: Any) -> list[list[int]]:

@@ -16,7 +16,7 @@ from typing import Any
 from feedback_store.records import UnpairedPreference
 from feedback_store.snapshots import load_ratings, load_snapshot
 from trainer.errors import NothingToTrainOn
-from trainer.progress import FIRST_LOSS_TOLERANCE, FirstLoss
+from trainer.progress import reference_loss
 from trainer.recipe import Recipe
 from trainer.stage import Setting, Stage, shared_arguments
 from trainer.tokens import answer_as_read, prompt_length
@@ -45,8 +45,10 @@ def prepare(setting: Setting) -> Stage:
         peft_config=adapter_config(recipe),
     )
     first_step = rows[: recipe.batch_size]
-    weight = sum(good if rating.label else bad for rating in first_step) / len(first_step)
-    return Stage(trainer, len(rows), total_steps, dropped, _reference(weight))
+    # 1 - sigmoid(0) for every answer, times its weight.
+    loss = sum(good if rating.label else bad for rating in first_step) / len(first_step) / 2
+    first = reference_loss(loss, f"half the mean weight of its answers = {loss:.4f}")
+    return Stage(trainer, len(rows), total_steps, dropped, lambda _logs: first, {"label_weights": [good, bad]})
 
 
 def choose_ratings(
@@ -79,17 +81,6 @@ def label_weights(rows: Sequence[UnpairedPreference]) -> tuple[float, float]:
     good = sum(rating.label for rating in rows)
     bad = len(rows) - good
     return max(1.0, bad / good), max(1.0, good / bad)
-
-
-def _reference(weight: float) -> FirstLoss:
-    """1 - sigmoid(0) for every answer, times its weight: policy and reference are the same model before any step."""
-    expected = weight / 2
-    return FirstLoss(
-        expected - FIRST_LOSS_TOLERANCE,
-        expected + FIRST_LOSS_TOLERANCE,
-        f"half the mean weight of its answers = {expected:.4f} ± {FIRST_LOSS_TOLERANCE}",
-        "the reference is not the model that training starts from",
-    )
 
 
 def _row(rating: UnpairedPreference) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def prepare(setting: Setting) -> Stage:
         processing_class=tokenizer,
         peft_config=adapter_config(recipe),
     )
-    return Stage(trainer, len(examples), total_steps, dropped, next_token_loss(len(tokenizer)))
+    return Stage(trainer, len(examples), total_steps, dropped, partial(next_token_loss, len(tokenizer)))
 
 
 def choose_examples(
@@ -89,7 +90,7 @@ def choose_examples(
     return shuffle.sample(chosen, len(chosen)), dropped
 
 
-def next_token_loss(vocabulary: int) -> FirstLoss:
+def next_token_loss(vocabulary: int, _logs: Mapping[str, float]) -> FirstLoss:
     """The mean loss of a token, in nats: above 0, else nothing is learned from; and not far above guessing."""
     high = GUESSES * math.log(vocabulary)
     return FirstLoss(
