@@ -73,22 +73,23 @@ def common() -> dict[str, Any]:
 
 
 def moved(trainer: Any) -> Any:
-    """The trainer with an adapter that says something, the same each time."""
+    """The trainer with an adapter that says something, the same each time; without one, with other weights."""
     import torch
 
     dice = torch.Generator().manual_seed(3)
-    for name, parameter in sorted(trainer.model.named_parameters()):
-        if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=dice) * 0.15
+    learning = sorted((name, one) for name, one in trainer.model.named_parameters() if one.requires_grad)
+    for name, parameter in learning:
+        noise = torch.randn(parameter.shape, generator=dice)
+        parameter.data = noise * 0.15 if "lora_" in name else parameter.data + noise * 0.02
     return trainer
 
 
-def trl(out: Path, rows: Sequence[Preference], **others: Any) -> Any:
+def trl(out: Path, rows: Sequence[Preference], *, full: bool = False, **others: Any) -> Any:
     """TRL's own trainer on the text."""
     from datasets import Dataset
     from trl import DPOTrainer
 
-    parts = common()
+    parts = common() | ({"peft_config": None} if full else {})
     read = [as_read(parts["processing_class"], preference) for preference in rows]
     texts = [
         {
@@ -101,11 +102,11 @@ def trl(out: Path, rows: Sequence[Preference], **others: Any) -> Any:
     return moved(DPOTrainer(args=arguments(out, **others), train_dataset=Dataset.from_list(texts), **parts))
 
 
-def ours(out: Path, rows: Sequence[Preference], budget: int = 256, **others: Any) -> Any:
+def ours(out: Path, rows: Sequence[Preference], budget: int = 256, *, full: bool = False, **others: Any) -> Any:
     """Ours on the same pairs, references added."""
     from trainer.dpo_trainer import PairTrainer
 
-    parts = common()
+    parts = common() | ({"peft_config": None} if full else {})
     tokens = [(tokenise(parts["processing_class"], row, MAX_LENGTH), row.weight) for row in rows]
     trainer = PairTrainer(args=arguments(out, **others), rows=tokens, tokens_per_batch=budget, **parts)
     trainer.add_references(ReferenceCache(out / "references", "x"), lambda _done, _all: None)
@@ -127,7 +128,6 @@ def step(trainer: Any) -> tuple[float, dict[str, float], dict[str, Any]]:
 
 def check_gradients(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found.keys() == wanted.keys()
-    assert len(found) == 14 * tiny_model.LAYERS
     for name, gradient in wanted.items():
         assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-4, name
 
@@ -138,6 +138,33 @@ def test_losses_and_gradients_are_trls(tmp_path: Path, loss: str) -> None:
     found, _, gradients = step(ours(tmp_path / "ours", preferences(), **LOSSES[loss]))
     assert found == pytest.approx(wanted, rel=1e-5)
     check_gradients(gradients, wanted_gradients)
+    assert len(gradients) == 14 * tiny_model.LAYERS
+
+
+def test_all_weights_can_learn_the_lm_head_too(tmp_path: Path) -> None:
+    wanted, _, wanted_gradients = step(trl(tmp_path / "trl", preferences(), full=True))
+    trainer = ours(tmp_path / "ours", preferences(), full=True)
+    assert trainer.ref_model is None  # no second model: the references were computed before anything moved
+    found, _, gradients = step(trainer)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    check_gradients(gradients, wanted_gradients)
+
+
+def test_a_short_last_step_is_filled_up_by_pairs_that_count_nowhere(tmp_path: Path) -> None:
+    from trainer.dpo_trainer import in_steps
+    from trainer.pair_rows import collate
+
+    trainer = ours(tmp_path, preferences()[:5])
+    rows = [(tokenise(trainer.processing_class, row, MAX_LENGTH), 1.0) for row in preferences()[:5]]
+    filled = in_steps(rows, 4, 2)
+    assert [row["weight"] for row in filled] == [1.0] * 5 + [0.0] * 3
+    assert len(in_steps(rows, 4, 1)) == 5
+    alone = float(trainer.training_step(trainer.model, collate(filled[4:5])))
+    metrics = dict(trainer._metrics["train"])
+    trainer._metrics["train"].clear()
+    assert float(trainer.training_step(trainer.model, collate(filled[4:]))) == pytest.approx(alone, rel=1e-6)
+    for name in metrics.keys() - {"num_tokens"}:
+        assert trainer._metrics["train"][name] == pytest.approx(metrics[name], rel=1e-5), name
 
 
 def test_metrics_are_trls_however_the_pairs_are_packed(tmp_path: Path) -> None:

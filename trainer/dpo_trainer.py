@@ -41,6 +41,8 @@ from trainer.pair_rows import COLUMNS, Row, WeightedPair, by_answer, collate, co
 from trainer.reference_cache import PairLogps, ReferenceCache, pair_key
 from trainer.tokens import PairTokens
 
+TOKENS_ON_CPU = 1024  # beyond a few hundred tokens a longer row is no faster there, only larger
+TOKENS_ON_GPU = 8192
 LOSSES = frozenset({"sigmoid", "ipo", "robust", "apo_zero", "sft"})
 PROBE_TOKENS = 48  # of the prompt's end and of each answer, compared once before training
 PROBE_TOLERANCE = {torch.float32: 1e-4}  # relative, of a summed log-probability; other precisions: the line below
@@ -72,7 +74,7 @@ def why_stock(config: Any, arguments: Any) -> str | None:
 class PairTrainer(DPOTrainer):  # type: ignore[misc]
     """TRL's trainer on tokenised pairs, `tokens_per_batch` tokens in memory at once. `facts` goes to training.json."""
 
-    def __init__(self, *, args: Any, rows: Sequence[WeightedPair], tokens_per_batch: int, **others: Any) -> None:
+    def __init__(self, *, args: Any, rows: Sequence[WeightedPair], tokens_per_batch: int | None, **others: Any) -> None:
         args = copy(args)
         args.per_device_train_batch_size *= args.gradient_accumulation_steps
         args.gradient_accumulation_steps = 1
@@ -81,16 +83,17 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         share, processes = args.per_device_train_batch_size, args.world_size
         data = Dataset.from_list(in_steps(rows, share * processes, processes))
         super().__init__(args=args, train_dataset=data, data_collator=collate, **others)
-        self.tokens_per_batch = tokens_per_batch
+        on_cpu = self.accelerator.device.type == "cpu"
+        self.tokens_per_batch = tokens_per_batch or (TOKENS_ON_CPU if on_cpu else TOKENS_ON_GPU)
         self.train_dataset: Any
         self._is_adapter = hasattr(self.model, "disable_adapter")
         self._causal_lm = self.model.get_base_model() if self._is_adapter else self.model
         _give_row_forward(self._causal_lm)
-        if args.activation_checkpointing and _fits(self._causal_lm, tokens_per_batch):
+        if args.activation_checkpointing and _fits(self._causal_lm, self.tokens_per_batch):
             self.args.activation_checkpointing = self.args.gradient_checkpointing = False
         self.facts: dict[str, Any] = {
             "fast_step": True,
-            "tokens_per_batch": tokens_per_batch,
+            "tokens_per_batch": self.tokens_per_batch,
             "recompute": bool(self.args.activation_checkpointing),
         }
 
@@ -199,9 +202,10 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         from accelerate.utils import broadcast_object_list, gather_object
 
         rows = {pair_key(tokens): tokens for tokens in map(tokens_of, self.train_dataset)}
-        shared = [cache.load() if self.accelerator.is_main_process else {}]
-        broadcast_object_list(shared)
-        found = {key: shared[0][key] for key in rows if key in shared[0]}
+        known = cache.load() if self.accelerator.is_main_process else {}
+        shared = [{key: known[key] for key in rows if key in known}]
+        broadcast_object_list(shared)  # another run may be writing: all processes must miss the same pairs
+        found = dict(shared[0])
         missing = [key for key in rows if key not in found]
         # Each pair has its row to itself on CPU, so that its number does not hang on which other pairs were missing.
         mine = missing[self.accelerator.process_index :: self.accelerator.num_processes]

@@ -49,10 +49,7 @@ class Row:
             from torch.nn.attention.flex_attention import create_block_mask
 
             tokens, device = self.layout.tokens, self.input_ids.device
-            compiled = device.type == "cuda"
-            self._masks["block"] = create_block_mask(
-                self.sees(), None, None, tokens, tokens, device=str(device), _compile=compiled
-            )
+            self._masks["block"] = create_block_mask(self.sees(), None, None, tokens, tokens, device=str(device))
         return self._masks["block"]
 
     def sees(self) -> Any:

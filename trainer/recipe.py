@@ -46,18 +46,9 @@ class Field:
     tunings: tuple[str, ...] = TUNINGS
 
 
-def _number(
-    default: float | int,
-    low: float,
-    high: float,
-    about: str,
-    *,
-    whole: bool = False,
-    methods: tuple[str, ...] = METHODS,
-    tunings: tuple[str, ...] = TUNINGS,
-) -> Field:
-    types, allowed = (int,) if whole else (int, float), f"a number from {low:g} to {high:g}"
-    return Field(default, types, lambda value: low <= value <= high, allowed, about, methods, tunings)
+def _number(default: float | int, low: float, high: float, about: str, *, whole: bool = False) -> Field:
+    types = (int,) if whole else (int, float)
+    return Field(default, types, lambda value: low <= value <= high, f"a number from {low:g} to {high:g}", about)
 
 
 def _optional(default: float | None, low: float, high: float, about: str, *, whole: bool = False) -> Field:
@@ -70,51 +61,55 @@ def _switch(default: bool, about: str) -> Field:
     return Field(default, (bool,), lambda _value: True, "true or false", about)
 
 
-def _choice(default: str, options: tuple[str, ...], about: str, *, methods: tuple[str, ...] = METHODS) -> Field:
-    return Field(default, (str,), lambda value: value in options, "one of " + ", ".join(options), about, methods)
+def _choice(default: str, options: tuple[str, ...], about: str) -> Field:
+    return Field(default, (str,), lambda value: value in options, "one of " + ", ".join(options), about)
+
+
+def _folder(about: str) -> Field:
+    def is_folder(value: str | None) -> bool:
+        return value is None or Path(value).is_absolute()
+
+    return Field(None, (str, type(None)), is_folder, "the absolute path of a folder, or null", about)
+
+
+def _only(field: Field, *, methods: tuple[str, ...] = METHODS, tunings: tuple[str, ...] = TUNINGS) -> Field:
+    """The same key, which these methods or tunings have alone."""
+    return replace(field, methods=methods, tunings=tunings)
 
 
 FIELDS: dict[str, Field] = {
     "about": Field("", (str,), lambda _value: True, "text", "one sentence for people who choose a recipe"),
     "method": _choice(DPO, METHODS, "what is learned from, and how: a file of trainer/methods"),
     "tuning": _choice(LORA, TUNINGS, "which weights move: an adapter, an adapter on a 4-bit base, all of them"),
-    "lora_rank": _number(16, 1, 512, "rank of the adapter, on all linear layers", whole=True, tunings=_ADAPTERS),
-    "lora_alpha": _number(32, 1, 1024, "scale of the adapter: alpha / rank", tunings=_ADAPTERS),
-    "beta": _number(
-        0.1, 1e-4, 10, "strength of the pull towards the reference in the loss of DPO or KTO", methods=_WITH_REFERENCE
+    "lora_rank": _only(_number(16, 1, 512, "rank of the adapter, on all linear layers", whole=True), tunings=_ADAPTERS),
+    "lora_alpha": _only(_number(32, 1, 1024, "scale of the adapter: alpha / rank"), tunings=_ADAPTERS),
+    "beta": _only(
+        _number(0.1, 1e-4, 10, "strength of the pull towards the reference in the loss of DPO or KTO"),
+        methods=_WITH_REFERENCE,
     ),
-    "loss": _choice(
-        "sigmoid",
-        LOSSES,
-        "of DPO: sigmoid; ipo; robust (raters who err); apo_zero; sigmoid_sft",
+    "loss": _only(
+        _choice("sigmoid", LOSSES, "of DPO: sigmoid; ipo; robust (raters who err); apo_zero; sigmoid_sft"),
         methods=_ON_PAIRS,
     ),
-    "label_smoothing": _number(
-        0.0, 0, 0.49, "for loss robust: the part of the picks that are taken to be wrong", methods=_ON_PAIRS
+    "label_smoothing": _only(
+        _number(0.0, 0, 0.49, "for loss robust: the part of the picks that are taken to be wrong"), methods=_ON_PAIRS
     ),
-    "sft_weight": _number(
-        0.2, 0, 10, "for loss sigmoid_sft: weight of the likelihood of the chosen answer", methods=_ON_PAIRS
+    "sft_weight": _only(
+        _number(0.2, 0, 10, "for loss sigmoid_sft: weight of the likelihood of the chosen answer"), methods=_ON_PAIRS
     ),
-    "sft_learning_rate": _number(
-        2e-4, 1e-8, 1e-1, "peak learning rate of the first stage, the second has learning_rate", methods=(SFT_THEN_DPO,)
+    "sft_learning_rate": _only(
+        _number(2e-4, 1e-8, 1e-1, "peak learning rate of the first stage, the second has learning_rate"),
+        methods=(SFT_THEN_DPO,),
     ),
-    "sft_epochs": _number(
-        1, 1, 100, "times the first stage sees each chosen answer", whole=True, methods=(SFT_THEN_DPO,)
+    "sft_epochs": _only(
+        _number(1, 1, 100, "times the first stage sees each answer", whole=True), methods=(SFT_THEN_DPO,)
     ),
-    "texts": Field(
-        None,
-        (str, type(None)),
-        lambda value: value is None or Path(value).is_absolute(),
-        "the absolute path of a folder, or null",
-        "folder of .txt and .md files to learn from; null: texts/ in the data directory",
+    "texts": _only(
+        _folder("folder of .txt and .md files to read; null: texts/ in the data directory"),
         methods=(CONTINUED_PRETRAINING,),
     ),
-    "dialogues": Field(
-        None,
-        (str, type(None)),
-        lambda value: value is None or Path(value).is_absolute(),
-        "the absolute path of a folder, or null",
-        "folder of .jsonl or .parquet dialogues to imitate; null: dialogues/ in the data directory, if there is one",
+    "dialogues": _only(
+        _folder("folder of .jsonl or .parquet dialogues to imitate; null: dialogues/ in the data directory, if any"),
         methods=(SFT, SFT_THEN_DPO),
     ),
     "learning_rate": _number(1e-4, 1e-8, 1e-1, "peak learning rate of AdamW"),
@@ -125,13 +120,11 @@ FIELDS: dict[str, Field] = {
     "micro_batch_size": _number(
         2, 1, 4096, "rows in memory at once, per process, without the fast step; KTO needs 2", whole=True
     ),
-    "tokens_per_batch": _number(
-        2048, 16, 10**7, "tokens in memory at once, per process, in the fast step", whole=True, methods=_ON_PAIRS
+    "tokens_per_batch": _only(
+        _optional(None, 16, 10**7, "the fast step's tokens in memory; null: by device", whole=True), methods=_ON_PAIRS
     ),
-    "fast_step": _choice(
-        "auto",
-        ("auto", "off"),
-        "auto: each piece of work once where that is exact; off: TRL's step",
+    "fast_step": _only(
+        _choice("auto", ("auto", "off"), "auto: each piece of work once where that is exact; off: TRL's step"),
         methods=_ON_PAIRS,
     ),
     "epochs": _number(1, 1, 100, "times each row is seen", whole=True),
@@ -171,7 +164,7 @@ class Recipe:
     max_grad_norm: float
     batch_size: int
     micro_batch_size: int
-    tokens_per_batch: int
+    tokens_per_batch: int | None
     fast_step: str
     epochs: int
     max_steps: int | None
