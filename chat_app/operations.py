@@ -567,6 +567,8 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     """One line of what a version is."""
     if manifest["run_id"] is None:
         return f"the base, {manifest['base']}"
-    practised = f"practice: {manifest['practice']} · " if manifest.get("practice") else ""
+    what = f"practice: {manifest['practice']} · " if manifest.get("practice") else ""
     verdict = manifest["verdict"]
-    return f"{practised}{verdict['decision']}: {verdict['reasons'][0]}"
+    made = (manifest.get("method", "dpo"), manifest.get("tuning", "lora"))
+    what += "" if made == ("dpo", "lora") else f"{' · '.join(made)} · "
+    return f"{what}{verdict['decision']}: {verdict['reasons'][0]}"

@@ -88,7 +88,8 @@ def test_the_newest_version_comes_first() -> None:
 
 
 def test_a_run_that_has_no_margins_is_shown_without_them() -> None:
-    card = run_card({**RUN, "metrics": {"loss": 2.5}})
+    card = run_card({**RUN, "metrics": {"loss": 2.5}, "method": "sft", "tuning": "full"})
+    assert "recipe dpo-lora (sft, full)" in card
     assert "loss 2.5000" in card
     assert "margins" not in card
 

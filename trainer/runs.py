@@ -209,6 +209,8 @@ class Run:
             "verdict": record.get("verdict"),
             "error": record.get("error"),
             "recipe": config.recipe_name,
+            "method": config.recipe.get("method", "dpo"),
+            "tuning": config.recipe.get("tuning", "lora"),
             "practice": config.practice,
             "snapshot": config.snapshot["hash"],
             "num_processes": config.num_processes,

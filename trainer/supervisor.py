@@ -178,7 +178,7 @@ class Supervisor:
                 device="gpu" if gpus else "cpu",
                 requested_by=requested_by,
                 texts=self._texts(chosen),
-                dialogues=self._dialogues(chosen),
+                dialogues=None if practice else self._dialogues(chosen),
             )
             chosen.micro_batch(plan.num_processes)
             if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):

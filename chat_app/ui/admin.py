@@ -340,7 +340,9 @@ def _recipe_choices(recipes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str
 def _details(body: Mapping[str, Any]) -> str:
     metrics = body["metrics"]
     eta = f" · about {_duration(body['eta_s'])} left" if body["eta_s"] is not None else ""
-    parts = [f"recipe {body['recipe']}", f"{body['num_processes']} process{'es' if body['num_processes'] > 1 else ''}"]
+    how = f" ({body['method']}, {body['tuning']})" if "method" in body else ""
+    processes = f"{body['num_processes']} process{'es' if body['num_processes'] > 1 else ''}"
+    parts = [f"recipe {body['recipe']}{how}", processes]
     if body["state"] in ("training", *ENDED) and metrics:
         parts.append(f"step {body['step']} of {body['total_steps']}{eta if body['state'] == 'training' else ''}")
         parts.append(f"loss {metrics['loss']:.4f}")
