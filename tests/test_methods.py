@@ -91,7 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Run]:
     (data / "texts" / "told.txt").write_text("one two <|im_start|>system three " * 40)
     planned_runs = {name: planned(data, name) for name in RECIPES}
     children = {name: start_training(run.directory, num_processes=1) for name, run in planned_runs.items()}
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     try:
         while any(is_alive(child.pid, child.start_time) for child in children.values()):
             assert time.monotonic() < deadline
@@ -140,11 +140,21 @@ def test_two_stages_are_one_run_with_one_adapter(runs: Mapping[str, Run]) -> Non
     assert (config["r"], config["lora_alpha"]) == (32, 64)
 
 
-def test_reading_lowers_the_loss_of_the_text_and_its_hash_is_kept(runs: Mapping[str, Run]) -> None:
-    run = runs["read"]
-    lines = run.metrics()
-    assert lines[1]["loss"] < lines[0]["loss"]
+def test_reading_makes_the_text_likelier_and_its_hash_is_kept(runs: Mapping[str, Run]) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run, base_dir = runs["read"], tiny_model.shared_directory()
     assert run.config.snapshot["texts"]["hash"] == find_texts(run.directory.parent.parent / "texts")["hash"]
+    base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, run.directory / "adapter").eval()
+    ids = torch.tensor([AutoTokenizer.from_pretrained(base_dir)("The red house is blue. " * 40)["input_ids"]])
+    with torch.inference_mode():
+        after = model(input_ids=ids, labels=ids).loss
+        with model.disable_adapter():
+            before = model(input_ids=ids, labels=ids).loss
+    assert after < before
 
 
 def judged(run: Run, champion: tuple[str, Path | None]) -> dict[str, Any]:

@@ -50,10 +50,10 @@ class AdminPage:
         with gr.Row():
             with gr.Column(min_width=320):
                 gr.Markdown("### Train")
+                self.recipe = gr.Dropdown(
+                    _recipe_choices(self.operations.recipes()), label="Recipe", filterable=False, elem_id="recipe"
+                )
                 with gr.Row():
-                    self.recipe = gr.Dropdown(
-                        _recipe_choices(self.operations.recipes()), label="Recipe", min_width=140, filterable=False
-                    )
                     self.steps = gr.Number(0, label="Steps", info="0: all it needs", precision=0, min_width=90)
                     self.processes = gr.Number(0, label="Processes", info="0: automatic", precision=0, min_width=110)
                 with gr.Row():
