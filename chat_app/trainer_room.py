@@ -46,7 +46,7 @@ class TrainerRoom:
     def recipes(self) -> Sequence[Mapping[str, Any]]:
         """The recipes for real data, the default first; one of the team's own that is wrong has its `error`."""
         own = self.supervisor.own_recipes
-        names = sorted(set(recipe_names(own)) - {PRACTICE}, key=lambda name: name != DEFAULT)
+        names = sorted(set(recipe_names(own)) - {PRACTICE}, key=lambda name: (name != DEFAULT, name))
         return [_described(name, own) for name in names]
 
     def snapshot(self, recipe: str | None) -> snapshots.Snapshot:
