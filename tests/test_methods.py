@@ -21,10 +21,13 @@ from safetensors.numpy import load_file
 
 from chat_app.serving.engine import Sampling, ServedVersion
 from chat_app.serving.transformers_engine import TransformersEngines
+from chat_app.settings import load_settings
+from chat_app.trainer_room import TrainerRoom
 from feedback_store.durable import write_json
 from feedback_store.preferences import split_of
 from feedback_store.records import Message, UnpairedPreference
 from feedback_store.snapshots import freeze
+from feedback_store.store import FeedbackStore
 from trainer.cycle import Plan, comparison, plan_run, weights_of
 from trainer.errors import NothingToTrainOn
 from trainer.evaluate import evaluate
@@ -221,9 +224,13 @@ def test_a_whole_model_is_judged_published_and_served(runs: Mapping[str, Run], t
             for one in built:
                 await one.close()
 
+    chosen = load_settings({"ZLOOP_DATA_DIR": str(tmp_path), "ZLOOP_MODEL": str(tiny_model.shared_tiny().gguf)})
+    with FeedbackStore.open(tmp_path / "store.duckdb") as store:
+        whole = TrainerRoom(chosen, store).served("v1")
+    assert (whole.base_gguf, whole.checkpoint) == (versions.model_gguf("v1"), model)
+    assert (whole.adapter_gguf, whole.adapter_directory) == (None, None)
     base = ServedVersion("v0", base_model=str(tiny_model.shared_directory()))
-    whole = ServedVersion("v1", base_model=str(model), checkpoint=model)
-    texts = asyncio.run(answer(base, whole))
+    texts = asyncio.run(answer(base, replace(whole, base_model=str(model))))
     assert texts[0] != texts[1]
 
 
