@@ -1,5 +1,6 @@
 """Raters read that it mattered: what they taught a version, and how it does on what was held back."""
 
+import json
 from pathlib import Path
 
 from test_versions import VERDICT, trained_run
@@ -27,3 +28,16 @@ def test_a_credit_has_the_rows_taught_and_the_pairs_held_back(tmp_path: Path) ->
         "less on 2."
     )
     assert found["bob"].sentence == "v1 learned from 1 judgement of yours."
+
+
+def test_a_version_of_thumbs_or_texts_owes_nothing_to_picks(tmp_path: Path) -> None:
+    versions, snapshots = Versions(tmp_path / "versions"), tmp_path / "snapshots"
+    versions.publish(trained_run(tmp_path), "v1", VERDICT)
+    (snapshots / "abc").mkdir(parents=True)
+    parts = {"train": {"raters": {"ann": 14}}, "ratings": {"raters": {"bob": 3}}}
+    write_json(snapshots / "abc" / "manifest.json", {"parts": parts})
+    path = versions.directory / "v1" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for method, raters in (("dpo", {"ann"}), ("kto", {"bob"}), ("continued-pretraining", set())):
+        write_json(path, {**manifest, "method": method})
+        assert set(credits_of("v1", versions, snapshots)) == raters

@@ -14,9 +14,9 @@ import tiny_model
 from feedback_store.durable import write_json
 from feedback_store.snapshots import freeze
 from trainer.cycle import Plan, plan_run
-from trainer.errors import Diverged, NothingToTrainOn, WrongReference
+from trainer.errors import Diverged, NothingToTrainOn, WrongStart
 from trainer.launch import is_alive, kill_tree, start_training
-from trainer.methods.dpo import choose_rows
+from trainer.methods.dpo import choose_rows, first_loss
 from trainer.progress import check_step, metrics_line, pairs_seen
 from trainer.recipe import from_mapping, load_recipe
 from trainer.reference_cache import REFERENCES
@@ -149,7 +149,7 @@ def test_over_long_prompts_are_dropped_and_counted() -> None:
 @pytest.mark.parametrize(
     ("step", "logs", "error"),
     [
-        (1, {"loss": 0.70, "grad_norm": 1.0}, WrongReference),
+        (1, {"loss": 0.70, "grad_norm": 1.0}, WrongStart),
         (3, {"loss": math.nan, "grad_norm": 1.0}, Diverged),
         (3, {"loss": 0.5, "grad_norm": math.inf}, Diverged),
         (1, {"loss": math.nan, "grad_norm": 1.0}, Diverged),
@@ -157,12 +157,12 @@ def test_over_long_prompts_are_dropped_and_counted() -> None:
 )
 def test_a_step_gone_wrong_stops_the_job(step: int, logs: dict[str, float], error: type[Exception]) -> None:
     with pytest.raises(error, match=r"0\.7000|nan|inf"):
-        check_step(step, logs)
+        check_step(step, logs, first_loss(RECIPE, logs))
 
 
 def test_good_steps_go_on() -> None:
-    check_step(1, {"loss": math.log(2), "grad_norm": 5.0})
-    check_step(2, {"loss": 5.0, "grad_norm": 5.0})
+    check_step(1, {"loss": math.log(2), "grad_norm": 5.0}, first_loss(RECIPE, {}))
+    check_step(2, {"loss": 5.0, "grad_norm": 5.0}, first_loss(RECIPE, {}))
 
 
 def test_a_line_keeps_what_the_design_names() -> None:

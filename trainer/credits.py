@@ -13,7 +13,11 @@ from typing import Any
 
 from feedback_store.durable import read_json
 from feedback_store.preferences import TRAIN
+from feedback_store.snapshots import RATED_TRAIN
+from trainer.recipe import CONTINUED_PRETRAINING, KTO
 from trainer.versions import Versions
+
+_LEARNED_FROM = {KTO: RATED_TRAIN, CONTINUED_PRETRAINING: None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ def credits_of(version: str, versions: Versions, snapshots: Path) -> dict[str, C
     """The credits of a version by rater. Raises VersionNotFound."""
     manifest = versions.load(version)
     snapshot: Mapping[str, Any] = read_json(snapshots / manifest.snapshot / "manifest.json") or {}
-    taught: Mapping[str, int] = snapshot.get("parts", {}).get(TRAIN, {}).get("raters", {})
+    part = _LEARNED_FROM.get(manifest.method, TRAIN)
+    taught: Mapping[str, int] = snapshot.get("parts", {}).get(part, {}).get("raters", {})
     evaluation = read_json(versions.directory / version / "evaluation.json") or {}
     judged = {one["rater"]: one for one in evaluation.get("raters", [])}
     return {

@@ -13,7 +13,7 @@
     ├── ChildFailed            a training or evaluating child ended without its result
     └── JobError               raised inside a child; its sentence becomes the run's error
         ├── WrongProcessCount
-        ├── WrongReference     the first loss was not ln 2
+        ├── WrongStart         the first loss was not what the method makes it
         ├── Diverged           loss or gradient norm stopped being finite
         └── NothingToTrainOn   every row was too long
 
@@ -88,7 +88,7 @@ class WrongProcessCount(JobError):
     pass
 
 
-class WrongReference(JobError):
+class WrongStart(JobError):
     pass
 
 

@@ -13,20 +13,23 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from feedback_store.durable import write_json
 from feedback_store.errors import StoreError
-from feedback_store.mixing import Mix
+from feedback_store.mixing import TEXT, Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
-from trainer.cycle import Plan, Surroundings, adapter_of, comparison, plan_run, reason_of_death, run_cycle
+from trainer.cycle import Plan, Surroundings, comparison, plan_run, reason_of_death, run_cycle, weights_of
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
-from trainer.recipe import DEFAULT, PRACTICE, load_recipe
+from trainer.recipe import CONTINUED_PRETRAINING, DEFAULT, KTO, PRACTICE, SFT, SFT_THEN_DPO, Recipe, load_recipe
 from trainer.runs import Run, RunState, list_runs
+from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
+from trainer.tuning import check_tuning
 from trainer.versions import Versions
 
 MAX_PROCESSES = 64
@@ -59,6 +62,7 @@ class Supervisor:
         self.data_dir = data_dir.absolute()
         self.base = base
         self.versions = Versions(self.data_dir / "versions")
+        self.own_recipes = self.data_dir / "recipes"
         self._freeze = freeze
         self._champion = champion
         self._cpu_count = cpu_count
@@ -163,22 +167,44 @@ class Supervisor:
             self._refuse_second()
             check_training_available()
             gpus = gpu_count()
+            chosen = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
+            check_tuning(chosen, "gpu" if gpus else "cpu")
             plan = Plan(
-                recipe=load_recipe(recipe or (PRACTICE if practice else DEFAULT)),
+                recipe=chosen,
                 max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
                 num_processes=_checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES) or max(1, gpus),
                 seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
                 practice=practice,
                 device="gpu" if gpus else "cpu",
                 requested_by=requested_by,
+                texts=self._texts(chosen),
+                dialogues=None if practice else self._dialogues(chosen),
             )
-            plan.recipe.per_process_batch(plan.num_processes)
-            snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
+            chosen.micro_batch(plan.num_processes)
+            if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
+                raise BadRunRequest(
+                    f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
+                    "Practise with another recipe."
+                )
+            mix = plan.recipe.mix(plan.seed)
+            if plan.dialogues and chosen.method == SFT:
+                mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
+            snapshot = self._freeze(practice, mix)
             run = plan_run(plan, snapshot, self.base, self.data_dir)
             with self._changed:
                 self._active = run
                 self._changed.notify_all()
             return run
+
+    def _texts(self, recipe: Recipe) -> dict[str, Any] | None:
+        if recipe.method != CONTINUED_PRETRAINING:
+            return None
+        return find_texts(self.data_dir / TEXTS if recipe.texts is None else Path(recipe.texts))
+
+    def _dialogues(self, recipe: Recipe) -> dict[str, Any] | None:
+        if recipe.method not in (SFT, SFT_THEN_DPO):
+            return None
+        return find_dialogues(self.data_dir / DIALOGUES if recipe.dialogues is None else Path(recipe.dialogues))
 
     def cancel(self, run_id: str) -> Run:
         """Ask for a run to end; its processes are gone and its state is `cancelled` within about 15 s.
@@ -234,8 +260,8 @@ class Supervisor:
             models_dir=str(self.data_dir / "models"),
             device=device,
             snapshot=snapshot,
-            candidate=(version, adapter_of(version, self.base.name, self.versions)),
-            champion=(against, adapter_of(against, self.base.name, self.versions)),
+            candidate=(version, weights_of(version, self.base.name, self.versions)),
+            champion=(against, weights_of(against, self.base.name, self.versions)),
         )
         write_json(directory / "comparison.json", request)
         return self._evaluate_in(directory, device)
