@@ -8,13 +8,17 @@ It stops with a sentence in failure.json when the number of processes is not the
 is not ln 2 (the reference is wrong), and at the first loss or gradient norm that is not finite. training.json,
 written last, means: the adapter is complete.
 
-Not covered: resuming, full fine-tuning, weights per pair, sharing the prompt. bf16 and GPUs are wired, not tested.
+One that was killed and is started again goes on from its last checkpoint (`checkpoints.py`).
+
+Not covered: full fine-tuning, weights per pair, sharing the prompt. bf16 and GPUs are wired, not tested.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,11 @@ from feedback_store.durable import sync_tree, write_json
 from feedback_store.errors import StoreError
 from feedback_store.snapshots import load_preferences, load_snapshot
 from trainer.base_model import BaseModel, ensure_base
+from trainer.checkpoints import train_from_last
+from trainer.disk import disk_full, is_disk_full
 from trainer.errors import JobError, TrainerError, WrongProcessCount
 from trainer.gguf_adapter import write_gguf_adapter
+from trainer.memory import is_out_of_memory, out_of_memory, training_advice
 from trainer.methods import dpo
 from trainer.progress import Progress, watch
 from trainer.recipe import from_mapping
@@ -36,7 +43,7 @@ def train(run: Run) -> None:
     from transformers import AutoTokenizer
 
     config = run.config
-    recipe = from_mapping(config.recipe_name, config.recipe)
+    recipe = from_mapping(config.recipe_name, config.recipe).halved(run.halvings)
     process = PartialState(cpu=config.device == "cpu")
     _check_processes(process, config)
     progress = Progress(run, is_main=process.is_main_process)
@@ -58,7 +65,13 @@ def train(run: Run) -> None:
         arguments=dpo.arguments(run, recipe, total_steps),
     )
     trainer.add_callback(watch(recipe, len(preferences), progress))
-    trainer.train()
+    train_from_last(
+        trainer,
+        run.directory / "metrics.jsonl",
+        recipe.save_every_steps,
+        say=partial(print, flush=True),
+        begins_at=lambda step: progress.write("training", from_step=step),
+    )
     _check_all_seen(trainer, total_steps)
     if process.is_main_process:
         _save(trainer, run, base_dir, {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped})
@@ -107,9 +120,25 @@ def main() -> None:
     run = Run(Path(sys.argv[1]))
     try:
         train(run)
-    except (TrainerError, StoreError) as error:
-        write_json(run.directory / "failure.json", {"stage": "training", "reason": str(error)})
-        raise SystemExit(f"Stopped: {error}") from error
+    except Exception as error:
+        told = _in_our_words(run, error)
+        if told is None:
+            raise
+        failure = {"stage": "training", "reason": str(told), "kind": type(told).__name__}
+        with suppress(OSError):  # on a full disk the parent says what it sees
+            write_json(run.directory / "failure.json", failure)
+        raise SystemExit(f"Stopped: {told}") from error
+
+
+def _in_our_words(run: Run, error: Exception) -> Exception | None:
+    """An error with a sentence for people; None for one that we know nothing about."""
+    if isinstance(error, TrainerError | StoreError):
+        return error
+    step = max((line["step"] for line in run.metrics()[-1:]), default=0)
+    if is_out_of_memory(error):
+        recipe = from_mapping(run.config.recipe_name, run.config.recipe).halved(run.halvings)
+        return out_of_memory(f"at step {step + 1}", training_advice(recipe), error)
+    return disk_full(run.directory, step) if is_disk_full(error) else None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ FIELDS: dict[str, Field] = {
     "max_rater_share": _optional(0.5, 1e-3, 1, "the largest part of the rated rows that one person may have"),
     "max_per_prompt": _optional(8, 1, 10**6, "rows on nearly the same prompt", whole=True),
     "precision": _choice("auto", ("auto", "fp32", "bf16"), "auto: fp32 on CPU, bf16 on a GPU"),
+    "save_every_steps": _optional(None, 1, 10**9, "a checkpoint so often; null: for 5% of the time", whole=True),
+    "deadline_minutes": _optional(None, 0.01, 1e6, "stop the run after so long, its checkpoint kept; null: never"),
+    "retry_half_batch": _switch(False, "out of memory: try again with half the micro batch, down to one pair"),
 }
 
 
@@ -103,10 +106,17 @@ class Recipe:
     max_rater_share: float | None
     max_per_prompt: int | None
     precision: str
+    save_every_steps: int | None
+    deadline_minutes: float | None
+    retry_half_batch: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Every key with its value, `name` left out: what `from_mapping` reads back."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
+
+    def halved(self, times: int) -> Recipe:
+        """The same steps with less in memory at once: the micro batch halved so many times, down to one pair."""
+        return replace(self, micro_batch_size=max(1, self.micro_batch_size >> times))
 
     def mix(self, seed: int) -> Mix:
         """Which preferences a snapshot for this recipe takes."""
