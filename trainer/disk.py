@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ FULL = 2 * 2**20  # less than this is a full disk
 _FLOAT = 4
 _ADAM = 2  # moments, each as large as what is trained
 _FORMS = 4  # PEFT and GGUF, in the run and in the version
-_NOT_ADAPTED = ("embed", "lm_head", "output.weight")
+_NOT_ADAPTED = re.compile(r"embed|embd|lm_head|^output\.weight")
 _SAID = ("No space left on device", "PytorchStreamWriter failed writing file", "Disk quota exceeded")
 
 
@@ -51,9 +52,7 @@ def bytes_needed(base: BaseModel, models_dir: Path, recipe: Recipe) -> int:
     else:
         return SLACK
     trained = recipe.lora_rank * sum(
-        sum(shape)
-        for name, shape in shapes.items()
-        if len(shape) == 2 and not any(part in name for part in _NOT_ADAPTED)
+        sum(shape) for name, shape in shapes.items() if len(shape) == 2 and not _NOT_ADAPTED.search(name)
     )
     checkpoints = (KEPT + 1) * (1 + _ADAM) * trained
     conversion = 0 if converted else sum(math.prod(shape) for shape in shapes.values())
