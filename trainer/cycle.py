@@ -25,8 +25,8 @@ from trainer.checkpoints import last_step, remove_checkpoints
 from trainer.disk import full_disk
 from trainer.errors import DeadlinePassed, TrainerError
 from trainer.launch import Child, available_cores, is_alive, kill_tree, start_evaluation, start_training
-from trainer.memory import MemoryWatch
-from trainer.recipe import Recipe
+from trainer.memory import MemoryWatch, training_advice
+from trainer.recipe import Recipe, from_mapping
 from trainer.restarts import fingerprint, prepare_restart
 from trainer.runs import Run, RunConfig, RunState, new_run_id
 from trainer.verdict import Verdict, decide
@@ -189,8 +189,6 @@ def reason_of_death(run: Run, stage: str, known: str | None = None) -> str:
 
 
 def _write_comparison(run: Run, snapshot: Snapshot, candidate: str, champion: str, versions: Versions) -> None:
-    from trainer.recipe import from_mapping
-
     config = run.config
     write_json(
         run.directory / "comparison.json",
@@ -221,7 +219,8 @@ def _ensure_result(
     while (found := result()) is None:
         memory = _wait_for(run, _ensure_child(run, stage, start), result, wait)
         if result() is None:
-            reason = reason_of_death(run, stage, memory)
+            recipe = from_mapping(run.config.recipe_name, run.config.recipe).halved(run.halvings)
+            reason = reason_of_death(run, stage, f"{memory} {training_advice(recipe)}" if memory else None)
             wait(prepare_restart(run, stage, reason, is_out_of_memory=memory is not None))
     return found
 

@@ -9,8 +9,10 @@ Not covered: estimates before a start (`preflight.py`), swap, kills of a child o
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,7 @@ _SAID = (
     "failed to map segment from shared object",  # a library that found no room to be loaded
     "std::bad_alloc",
 )
+_GROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 2**60  # what systems say for "none" is above this
 
 
@@ -62,6 +65,7 @@ class MemoryWatch:
         self._pid = pid
         self._kills = kernel_kills()
         self._held = self._most = 0
+        self._limit = group_limit(pid)
 
     def look(self) -> None:
         """Take a measurement; processes that are gone count nothing."""
@@ -72,7 +76,9 @@ class MemoryWatch:
                 held += one.memory_info().rss
         except psutil.Error:
             return
-        self._held, self._most = held, max(self._most, held)
+        if held:  # a dead process that is still to be reaped holds nothing
+            self._held, self._most = held, max(self._most, held)
+            self._limit = group_limit(self._pid)
 
     def sentence(self) -> str | None:
         """Why it died, where the kernel has killed for lack of memory meanwhile; None where it has not."""
@@ -80,9 +86,10 @@ class MemoryWatch:
         if before is None or now is None or now == before:
             return None
         memory = psutil.virtual_memory()
+        limit = f" of the {_gib(self._limit)} their group may have" if self._limit is not None else ""
         return (
-            f"the kernel killed it for lack of memory: its processes held {_gib(self._held)} when last looked at, "
-            f"{_gib(self._most)} at most; the machine has {_gib(memory.total)}, {_gib(memory.available)} free now"
+            f"the kernel killed it for lack of memory: its processes held {_gib(self._held)}{limit} when last looked "
+            f"at, {_gib(self._most)} at most; the machine has {_gib(memory.total)}, {_gib(memory.available)} free now."
         )
 
 
@@ -95,11 +102,29 @@ def kernel_kills() -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
+def group_limit(pid: int) -> int | None:
+    """The bytes that the control group (a container, a service) of a process may have; None where there is no limit."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        folder, name = ("memory", "memory.limit_in_bytes") if controllers == "memory" else ("", "memory.max")
+        if controllers in ("", "memory"):
+            for file in (_GROUPS / folder / path.lstrip("/") / name, _GROUPS / folder / name):
+                with suppress(OSError, ValueError):  # "max" is no number
+                    if (limit := int(file.read_text(encoding="ascii"))) < _NO_LIMIT:
+                        return limit
+    return None
+
+
 def _of_process() -> str:
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = psutil.virtual_memory()
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    limited = f" of the {_gib(limit)} it may have" if 0 <= limit < _NO_LIMIT else ""
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits = [limit for limit in (space, group_limit(os.getpid())) if limit is not None and 0 <= limit < _NO_LIMIT]
+    limited = f" of the {_gib(min(limits))} it may have" if limits else ""
     return (
         f"the process had used {_gib(usage)}{limited}; {_gib(memory.available)} of the machine's "
         f"{_gib(memory.total)} were free"

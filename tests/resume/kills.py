@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,10 @@ class Nursery:
             env=environment, cwd=disk.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def start(self, run: Run, place: int = 0, torn: int = 0) -> int:
+    def start(self, run: Run, **how: Any) -> int:
         """The process id of a training of `run`."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"run": str(run.directory), "place": place, "torn": torn}) + "\n")
+        self._process.stdin.write(json.dumps({"run": str(run.directory), **how}) + "\n")
         self._process.stdin.flush()
         return int(self._answer()["pid"])
 
@@ -94,9 +94,12 @@ class Nursery:
 class Bench:
     """A data directory in which one run is planned again and again."""
 
-    def __init__(self, directory: Path, base: BaseModel, recipe: Recipe = RECIPE, steps: int = STEPS) -> None:
+    def __init__(
+        self, directory: Path, base: BaseModel, recipe: Recipe = RECIPE, steps: int = STEPS, words: int = 0
+    ) -> None:
         self.directory, self.base, self.recipe, self.steps = directory, base, recipe, steps
         rows = tiny_model.made_up_preferences(2 * steps * recipe.batch_size)
+        rows = [replace(row, chosen=f"{row.chosen} {'red' * words}") for row in rows] if words else rows
         self.snapshot = freeze(rows, directory / "snapshots", None)
 
     def run(self) -> Run:

@@ -1,13 +1,15 @@
 """A process that has imported what a training needs, and forks one for each line it is given: a start in a second.
 
-    python -m resume.nursery      {"run": directory, "place": 0, "torn": 0} → {"pid"} → {"status", "steps"}
+    python -m resume.nursery      {"run": directory, "place", "torn", "memory", "group"} → {"pid"} → {"status", "steps"}
 
 The fork is the training child itself, `trainer.job`, from its first line on. Under the library of ``faults/disk.c`` it
 kills itself before its `place`-th change of a file in the run directory (0: never), torn as that library says.
+`memory` is how many bytes more than now it may map, `group` a control group that it enters first.
 """
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -31,7 +33,8 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            _train(Path(asked["run"]), asked["place"], asked["torn"], writing)
+            _confine(asked.get("memory"), asked.get("group"))
+            _train(Path(asked["run"]), asked.get("place", 0), asked.get("torn", 0), writing)
         os.close(writing)
         _say({"pid": pid})
         with os.fdopen(reading) as steps:
@@ -43,11 +46,26 @@ def main() -> None:
         ended_before.append(pid)
 
 
+def _confine(memory: int | None, group: str | None) -> None:
+    if memory is not None:
+        most = _mapped("VmSize") + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if group is not None:
+        Path(group, "cgroup.procs").write_text(str(os.getpid()))
+
+
+def _mapped(name: str) -> int:
+    """Bytes, from /proc: VmSize is what is mapped now, VmPeak the most that ever was."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
 def _train(run: Path, place: int, torn: int, writing: int) -> None:
     log = os.open(run / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = ["job", str(run)]
+    before = _mapped("VmSize")
     steering = disk.steering() if "FAULT_DIR" in os.environ else None
     if steering is not None:
         os.environ["FAULT_DIR"] = str(run)
@@ -57,6 +75,7 @@ def _train(run: Path, place: int, torn: int, writing: int) -> None:
     except BaseException as error:  # noqa: BLE001 - a fork must not go on in the code of its parent
         print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(1)
+    print(f"mapped {_mapped('VmPeak') - before} bytes more at most", flush=True)
     os.write(writing, str(steering.faults_steps() if steering is not None else 0).encode())
     os._exit(0)
 
