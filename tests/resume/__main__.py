@@ -1,4 +1,4 @@
-"""The whole harness → docs/benchmarks/resume.md: ``python -m tests.resume [--kills 50] [--places 100] [--short]``."""
+"""The whole harness → docs/benchmarks/resume.md: ``python -m tests.resume [--kills 50] [--places 40] [--short]``."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny_model  # noqa: E402
 from faults import disk  # noqa: E402
 
+from resume import cancels  # noqa: E402
 from resume.kills import RECIPE, STEPS, Bench, Nursery, Outcome, at_places, at_random, differences  # noqa: E402
 from trainer.base_model import embedded  # noqa: E402
 from trainer.launch import is_alive, start_training  # noqa: E402
@@ -25,6 +26,7 @@ from trainer.runs import Run  # noqa: E402
 
 REPORT = ROOT / "docs" / "benchmarks" / "resume.md"
 EMBEDDED_STEPS = 6
+CANCEL_S = 15
 
 
 def launched(run: Run, kill_after_s: float | None = None) -> bool:
@@ -72,13 +74,14 @@ def main() -> None:
     """Run everything and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="kills at random moments")
-    parser.add_argument("--places", type=int, default=60, help="kills at chosen changes of a file")
+    parser.add_argument("--places", type=int, default=40, help="kills at chosen changes of a file")
     parser.add_argument("--embedded", type=int, default=3, help="kills of a training of the embedded model")
+    parser.add_argument("--cancels", type=int, default=3, help="runs cancelled in each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="a few of each; no report is written")
     arguments = parser.parse_args()
     if arguments.short:
-        arguments.kills, arguments.places, arguments.embedded = 4, 6, 0
+        arguments.kills, arguments.places, arguments.embedded, arguments.cancels = 4, 6, 0, 0
     began, wrong, parts = time.monotonic(), [], []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name).resolve()
@@ -95,6 +98,18 @@ def main() -> None:
             parts.append(
                 "## Before and in the middle of changes of files\n\nSpread evenly over every write, sync, rename, "
                 f"unlink and making of a file in the run directory.\n\n{table(directed)}"
+            )
+        if arguments.cancels:
+            taken = cancels.run(directory / "cancelled", embedded(), arguments.cancels)
+            wrong += [
+                f"cancelled while {stage}: {max(all_)} s" for stage, all_ in taken.items() if max(all_) > CANCEL_S
+            ]
+            rows = "".join(
+                f"| {stage} | {' · '.join(f'{one:.1f}' for one in all_)} |\n" for stage, all_ in taken.items()
+            )
+            parts.append(
+                "## Cancelled\n\nThe embedded model; seconds until the run is `cancelled` and no process of it is "
+                f"left. The limit is {CANCEL_S} s.\n\n| cancelled while | seconds |\n|---|---|\n{rows}"
             )
         if arguments.embedded:
             done, found, begun_at = with_the_embedded_model(directory / "embedded", arguments.embedded)
