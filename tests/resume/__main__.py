@@ -1,4 +1,4 @@
-"""The whole harness → docs/benchmarks/resume.md: ``python -m tests.resume [--kills 50] [--places 40] [--short]``."""
+"""The whole harness → docs/benchmarks/resume.md: ``python -m tests.resume [--only random] [--times 50]``."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,10 +28,90 @@ from trainer.runs import Run  # noqa: E402
 REPORT = ROOT / "docs" / "benchmarks" / "resume.md"
 EMBEDDED_STEPS = 6
 CANCEL_S = 15
+SEED = 0
+TITLE = f"""# kill -9 of a training
+
+`python -m tests.resume`. After a kill the training goes on; compared with an undisturbed one are every byte of the
+adapter in both forms and of `training.json`, and every number of every line of `metrics.jsonl` but the time.
+The tiny model has two layers; it learns {STEPS} steps of {RECIPE.batch_size} pairs, LoRA, a checkpoint every
+{RECIPE.save_every_steps} steps, one thread. Its training is `trainer.job` itself, forked from a process that has
+imported torch already. Not tested here: power cuts, GPUs, several processes.
+"""
+
+Section = tuple[str, list[str]]  # the text, and what must not be
 
 
-def launched(run: Run, kill_after_s: float | None = None) -> bool:
-    """Train as the product does, through accelerate; whether it was killed with everything it had started."""
+def random_section(directory: Path, times: int) -> Section:
+    """Kills at random moments of the tiny model's training."""
+    with Nursery() as nursery:
+        outcome = at_random(_tiny(directory), nursery, times, SEED)
+    return _table(outcome), outcome.differences
+
+
+def places_section(directory: Path, times: int) -> Section:
+    """Kills at chosen changes of a file."""
+    if not disk.CAN_COMPILE:
+        return "No C compiler here: no kills at chosen places.\n", []
+    bench = _tiny(directory)
+    with Nursery(disk.compiled(directory)) as nursery:
+        outcome = at_places(bench, nursery, times)
+    text = "Spread evenly over every write, sync, rename, removing and making of a file in the run directory; a write\n"
+    return f"{text}also after half of its bytes and after its first page.\n\n{_table(outcome)}", outcome.differences
+
+
+def embedded_section(directory: Path, times: int) -> Section:
+    """Kills of a training of the embedded model, started as the product starts it."""
+    tiny_model.lend_models(directory)
+    bench = Bench(directory, embedded(), load_recipe("dpo-lora"), EMBEDDED_STEPS)
+    warm, whole = bench.run(), bench.run()
+    _launched(warm)
+    began = time.monotonic()
+    _launched(whole)
+    assert whole.training is not None, whole.log_tail(30)
+    lasts_s = time.monotonic() - began
+    kills, begun_at = 0, []
+    wrong = [f"undisturbed twice: {one}" for one in differences(warm, whole)]
+    for number in range(times):
+        run = bench.run()
+        kills += _launched(run, lasts_s * (number + 1) / (times + 1))
+        _launched(run)
+        begun_at.append(int(run.progress.get("from_step", 0)))
+        wrong += differences(run, whole)
+    text = f"""Recipe dpo-lora, {EMBEDDED_STEPS} steps, {lasts_s:.0f} s undisturbed. {kills} kills of the whole process
+group, gone on from the checkpoints of steps {", ".join(map(str, begun_at))}.
+**Not as in the undisturbed training: {len(wrong)}.**
+"""
+    return text, wrong
+
+
+def cancels_section(directory: Path, times: int) -> Section:
+    """How soon a cancelled run is gone."""
+    taken = cancels.run(directory, embedded(), times)
+    slow = [f"cancelled while {stage}: {max(seconds)} s" for stage, seconds in taken.items() if max(seconds) > CANCEL_S]
+    rows = "".join(f"| {stage} | {' · '.join(f'{one:.1f}' for one in seconds)} |\n" for stage, seconds in taken.items())
+    text = f"""The embedded model; seconds until the run is `cancelled` and no process of it is left, at most {CANCEL_S}.
+
+| cancelled while | seconds |
+|---|---|
+{rows}"""
+    return text, slow
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Path, int], Section], int]] = {
+    "random": ("At random moments", random_section, 50),
+    "places": ("Before and in the middle of changes of files", places_section, 40),
+    "embedded": ("The embedded model, started as the product starts it", embedded_section, 3),
+    "cancels": ("A cancelled run", cancels_section, 3),
+}
+
+
+def _tiny(directory: Path) -> Bench:
+    tiny_model.lend_models(directory)
+    return Bench(directory, tiny_model.shared_tiny())
+
+
+def _launched(run: Run, kill_after_s: float | None = None) -> bool:
+    """Train through accelerate; whether it was killed with everything it had started."""
     child, began = start_training(run.directory, num_processes=1), time.monotonic()
     while is_alive(child.pid, child.start_time):
         if kill_after_s is not None and time.monotonic() - began > kill_after_s:
@@ -40,98 +121,47 @@ def launched(run: Run, kill_after_s: float | None = None) -> bool:
     return False
 
 
-def with_the_embedded_model(directory: Path, kills: int) -> tuple[int, list[str], list[int]]:
-    """Kill a real training so often, spread over its length: the kills, the differences, where it went on from."""
-    tiny_model.lend_models(directory)
-    bench = Bench(directory, embedded(), load_recipe("dpo-lora"), EMBEDDED_STEPS)
-    whole, began = bench.run(), time.monotonic()
-    launched(whole)
-    assert whole.training is not None, whole.log_tail(30)
-    lasts_s = time.monotonic() - began
-    done, found, begun_at = 0, [], []
-    for number in range(kills):
-        run = bench.run()
-        done += launched(run, lasts_s * (number + 1) / (kills + 1))
-        launched(run)
-        begun_at.append(int(run.progress.get("from_step", 0)))
-        found += differences(run, whole)
-    return done, found, begun_at
-
-
-def table(outcome: Outcome) -> str:
-    """Where the kills met the training."""
+def _table(outcome: Outcome) -> str:
     rows = "".join(f"| {moment} | {count} |\n" for moment, count in sorted(outcome.met.items()))
-    begun = ", ".join(f"{step}: {count}" for step, count in sorted(outcome.went_on_from.items()))
+    begun = ", ".join(f"{step} ({count} times)" for step, count in sorted(outcome.went_on_from.items()))
     return f"""| the kill came | times |
 |---|---|
 {rows}
-{outcome.kills} kills in {outcome.runs} trainings. Gone on from the checkpoint of step (0: from the start): {begun}.
+{outcome.kills} kills in {outcome.runs} trainings. Gone on at last from the checkpoint of step {begun}; 0: from the start.
 **Not as in the undisturbed training: {len(outcome.differences)}.**
 """
 
 
-def main() -> None:
-    """Run everything and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=50, help="kills at random moments")
-    parser.add_argument("--places", type=int, default=40, help="kills at chosen changes of a file")
-    parser.add_argument("--embedded", type=int, default=3, help="kills of a training of the embedded model")
-    parser.add_argument("--cancels", type=int, default=3, help="runs cancelled in each stage")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="a few of each; no report is written")
-    arguments = parser.parse_args()
-    if arguments.short:
-        arguments.kills, arguments.places, arguments.embedded, arguments.cancels = 4, 6, 0, 0
-    began, wrong, parts = time.monotonic(), [], []
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name).resolve()
-        tiny_model.lend_models(directory / "tiny")
-        bench = Bench(directory / "tiny", tiny_model.shared_tiny())
-        with Nursery() as nursery:
-            random_kills = at_random(bench, nursery, arguments.kills, arguments.seed)
-        wrong += random_kills.differences
-        parts.append(f"## At random moments (seed {arguments.seed})\n\n{table(random_kills)}")
-        if disk.CAN_COMPILE:
-            with Nursery(disk.compiled(directory)) as nursery:
-                directed = at_places(bench, nursery, arguments.places)
-            wrong += directed.differences
-            parts.append(
-                "## Before and in the middle of changes of files\n\nSpread evenly over every write, sync, rename, "
-                f"unlink and making of a file in the run directory.\n\n{table(directed)}"
-            )
-        if arguments.cancels:
-            taken = cancels.run(directory / "cancelled", embedded(), arguments.cancels)
-            wrong += [
-                f"cancelled while {stage}: {max(all_)} s" for stage, all_ in taken.items() if max(all_) > CANCEL_S
-            ]
-            rows = "".join(
-                f"| {stage} | {' · '.join(f'{one:.1f}' for one in all_)} |\n" for stage, all_ in taken.items()
-            )
-            parts.append(
-                "## Cancelled\n\nThe embedded model; seconds until the run is `cancelled` and no process of it is "
-                f"left. The limit is {CANCEL_S} s.\n\n| cancelled while | seconds |\n|---|---|\n{rows}"
-            )
-        if arguments.embedded:
-            done, found, begun_at = with_the_embedded_model(directory / "embedded", arguments.embedded)
-            wrong += found
-            parts.append(
-                f"## The embedded model, started as the product starts it\n\nRecipe dpo-lora, {EMBEDDED_STEPS} steps, "
-                f"{done} kills of the whole process group, gone on from the checkpoints of steps "
-                f"{', '.join(map(str, begun_at))}. **Not as in the undisturbed training: {len(found)}.**\n"
-            )
-    title = f"""# kill -9 of a training
+def _report(new: dict[str, str]) -> str:
+    """The report with these sections; the others as they stand in it."""
+    there = REPORT.read_text(encoding="utf-8").split("\n## ")[1:] if REPORT.is_file() else []
+    old = {part.partition("\n")[0]: part.partition("\n")[2] for part in there}
+    sections = {title: new.get(title, old.get(title)) for title, _, _ in SECTIONS.values()}
+    return "\n".join([TITLE, *(f"## {title}\n{text}" for title, text in sections.items() if text is not None)])
 
-`python -m tests.resume`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), Python
-{platform.python_version()}, torch {metadata.version("torch")}, {time.monotonic() - began:.0f} s. After the kills the
-training goes on; compared are every byte of the adapter in both forms, `training.json`, and every number of every line
-of `metrics.jsonl` but the time. The tiny model (two layers), LoRA, {STEPS} steps of {RECIPE.batch_size} pairs, a
-checkpoint every {RECIPE.save_every_steps} steps, one thread. The training is `trainer.job` itself, forked from a
-process that has imported torch already. Not tested here: power cuts, GPUs, several processes.
-"""
-    report = "\n".join([title, *parts])
-    print(report)
-    if not arguments.short:
-        REPORT.write_text(report, encoding="utf-8")
+
+def main() -> None:
+    """Run everything, or one section, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=SECTIONS, help="one section; the others stay as they are")
+    parser.add_argument("--times", type=int, help="how many kills or cancels, for each section")
+    parser.add_argument("--no-report", action="store_true")
+    arguments = parser.parse_args()
+    texts, wrong = {}, []
+    for name, (title, section, times) in SECTIONS.items():
+        if arguments.only in (None, name):
+            began = time.monotonic()
+            with tempfile.TemporaryDirectory() as directory:
+                text, complaints = section(Path(directory).resolve() / "data", arguments.times or times)
+            wrong += complaints
+            texts[title] = f"""
+{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, torch
+{metadata.version("torch")}, {time.monotonic() - began:.0f} s.
+
+{text}"""
+            print(f"## {title}\n{texts[title]}", flush=True)
+    if not arguments.no_report:
+        REPORT.write_text(_report(texts), encoding="utf-8")
     if wrong:
         sys.exit("\n".join(wrong))
 
