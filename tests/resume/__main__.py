@@ -89,7 +89,7 @@ def cancels_section(directory: Path, times: int) -> Section:
     taken = cancels.run(directory, embedded(), times)
     slow = [f"cancelled while {stage}: {max(seconds)} s" for stage, seconds in taken.items() if max(seconds) > CANCEL_S]
     rows = "".join(f"| {stage} | {' · '.join(f'{one:.1f}' for one in seconds)} |\n" for stage, seconds in taken.items())
-    text = f"""The embedded model; seconds until the run is `cancelled` and no process of it is left, at most {CANCEL_S}.
+    text = f"""The embedded model; seconds until the run is `cancelled` and no process of it is left (limit {CANCEL_S}).
 
 | cancelled while | seconds |
 |---|---|
@@ -127,7 +127,7 @@ def _table(outcome: Outcome) -> str:
     return f"""| the kill came | times |
 |---|---|
 {rows}
-{outcome.kills} kills in {outcome.runs} trainings. Gone on at last from the checkpoint of step {begun}; 0: from the start.
+{outcome.kills} kills in {outcome.runs} trainings. Gone on at last from the checkpoint of step {begun}.
 **Not as in the undisturbed training: {len(outcome.differences)}.**
 """
 
