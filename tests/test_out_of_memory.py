@@ -33,7 +33,6 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     directory = tmp_path_factory.mktemp("memory")
-    tiny_model.lend_models(directory)
     return Bench(directory, tiny_model.shared_tiny(), MANY, steps=1, words=30)
 
 

@@ -10,7 +10,6 @@ from resume.kills import Bench, Nursery, at_places, at_random
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    tiny_model.lend_models(tmp_path / "data")
     return Bench(tmp_path / "data", tiny_model.shared_tiny())
 
 

@@ -113,10 +113,13 @@ def train_from_last(
 def last_step(run_directory: Path) -> int:
     """The step of the newest checkpoint that says it is whole, its files not looked at; 0 where there is none.
 
-    Over all trainings of the run: enough to see whether a run got further.
+    Of a run with several trainings the sum over them: it shows whether the run got further.
     """
-    found = (run_directory / FOLDER).rglob(f"checkpoint-*/{MANIFEST}")
-    return max((step_of(path.parent.name) for path in found), default=0)
+    newest: dict[Path, int] = {}
+    for path in (run_directory / FOLDER).rglob(f"checkpoint-*/{MANIFEST}"):
+        training = path.parents[1]
+        newest[training] = max(newest.get(training, 0), step_of(path.parent.name))
+    return sum(newest.values())
 
 
 def discard_unfinished(run_directory: Path) -> None:

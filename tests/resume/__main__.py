@@ -61,7 +61,6 @@ def places_section(directory: Path, times: int) -> Section:
 
 def embedded_section(directory: Path, times: int) -> Section:
     """Kills of a training of the embedded model, started as the product starts it."""
-    tiny_model.lend_models(directory)
     bench = Bench(directory, embedded(), load_recipe("dpo-lora"), EMBEDDED_STEPS)
     warm, whole = bench.run(), bench.run()
     _launched(warm)
@@ -106,7 +105,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Path, int], Section], int]] = {
 
 
 def _tiny(directory: Path) -> Bench:
-    tiny_model.lend_models(directory)
     return Bench(directory, tiny_model.shared_tiny())
 
 
