@@ -30,7 +30,9 @@ _SAID = ("No space left on device", "PytorchStreamWriter failed writing file", "
 
 
 def check_disk(data_dir: Path, base: BaseModel, recipe: Recipe) -> None:
-    """Raises NotEnoughDisk when what the run will write is more than the free space. Takes milliseconds."""
+    """Raises NotEnoughDisk when what the run will write is more than the free space.
+
+    Takes milliseconds, seconds where the base is still a GGUF file only."""
     needed = bytes_needed(base, data_dir / "models", recipe)
     free = shutil.disk_usage(data_dir).free
     if free < needed:
