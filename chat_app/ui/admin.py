@@ -357,7 +357,7 @@ def _details(body: Mapping[str, Any]) -> str:
         parts.append(f"loss {metrics['loss']:.4f}")
         parts.append(f"rewards/margins {metrics['rewards/margins']:+.3f}")
         parts.append(f"rewards/accuracies {metrics['rewards/accuracies']:.0%}")
-    if body["resumed"]:
+    if body.get("resumed"):
         parts.append(f"resumed {body['resumed']} time{'' if body['resumed'] == 1 else 's'}")
     progress = body.get("evaluation_progress")
     if body["state"] == "evaluating" and progress:
