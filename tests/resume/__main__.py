@@ -3,7 +3,6 @@
 import argparse
 import os
 import platform
-import signal
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import psutil  # noqa: E402
 import tiny_model  # noqa: E402
 from faults import disk  # noqa: E402
 
@@ -35,7 +35,7 @@ TITLE = f"""# kill -9 of a training
 adapter in both forms and of `training.json`, and every number of every line of `metrics.jsonl` but the time.
 The tiny model has two layers; it learns {STEPS} steps of {RECIPE.batch_size} pairs, LoRA, a checkpoint every
 {RECIPE.save_every_steps} steps, one thread. Its training is `trainer.job` itself, forked from a process that has
-imported torch already. Not tested here: power cuts, GPUs, several processes.
+imported torch already. Not tested here: power cuts, GPUs.
 """
 
 Section = tuple[str, list[str]]  # the text, and what must not be
@@ -61,7 +61,15 @@ def places_section(directory: Path, times: int) -> Section:
 
 def embedded_section(directory: Path, times: int) -> Section:
     """Kills of a training of the embedded model, started as the product starts it."""
-    bench = Bench(directory, embedded(), load_recipe("dpo-lora"), EMBEDDED_STEPS)
+    return _launched_section(Bench(directory, embedded(), load_recipe("dpo-lora"), EMBEDDED_STEPS), times)
+
+
+def processes_section(directory: Path, times: int) -> Section:
+    """Kills of a training on two processes."""
+    return _launched_section(Bench(directory, tiny_model.shared_tiny(), num_processes=2), times)
+
+
+def _launched_section(bench: Bench, times: int) -> Section:
     warm, whole = bench.run(), bench.run()
     _launched(warm)
     began = time.monotonic()
@@ -76,8 +84,8 @@ def embedded_section(directory: Path, times: int) -> Section:
         _launched(run)
         begun_at.append(int(run.progress.get("from_step", 0)))
         wrong += differences(run, whole)
-    text = f"""Recipe dpo-lora, {EMBEDDED_STEPS} steps, {lasts_s:.0f} s undisturbed. {kills} kills of the whole process
-group, gone on from the checkpoints of steps {", ".join(map(str, begun_at))}.
+    text = f"""{bench.steps} steps of {bench.recipe.batch_size} pairs, {lasts_s:.0f} s undisturbed. {kills} kills of all processes
+at once, gone on from the checkpoints of steps {", ".join(map(str, begun_at))}.
 **Not as in the undisturbed training: {len(wrong)}.**
 """
     return text, wrong
@@ -100,6 +108,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Path, int], Section], int]] = {
     "random": ("At random moments", random_section, 50),
     "places": ("Before and in the middle of changes of files", places_section, 40),
     "embedded": ("The embedded model, started as the product starts it", embedded_section, 3),
+    "processes": ("The tiny model on two processes, started as the product starts it", processes_section, 3),
     "cancels": ("A cancelled run", cancels_section, 3),
 }
 
@@ -109,11 +118,14 @@ def _tiny(directory: Path) -> Bench:
 
 
 def _launched(run: Run, kill_after_s: float | None = None) -> bool:
-    """Train through accelerate; whether it was killed with everything it had started."""
-    child, began = start_training(run.directory, num_processes=1), time.monotonic()
+    """Train through accelerate; whether it was killed, launcher and workers."""
+    child, began = start_training(run.directory, num_processes=run.config.num_processes), time.monotonic()
     while is_alive(child.pid, child.start_time):
         if kill_after_s is not None and time.monotonic() - began > kill_after_s:
-            os.killpg(child.pid, signal.SIGKILL)
+            launcher = psutil.Process(child.pid)
+            for process in [*launcher.children(recursive=True), launcher]:
+                process.kill()
+            psutil.wait_procs([launcher])
             return True
         time.sleep(0.05)
     return False

@@ -96,8 +96,15 @@ class Bench:
     """One run, planned again and again, each in a data directory of its own: nothing that another left is found."""
 
     def __init__(
-        self, directory: Path, base: BaseModel, recipe: Recipe = RECIPE, steps: int = STEPS, words: int = 0
+        self,
+        directory: Path,
+        base: BaseModel,
+        recipe: Recipe = RECIPE,
+        steps: int = STEPS,
+        words: int = 0,
+        num_processes: int = 1,
     ) -> None:
+        self.num_processes = num_processes
         self.directory, self.base, self.recipe, self.steps = directory, base, recipe, steps
         rows = tiny_model.made_up_preferences(2 * steps * recipe.batch_size)
         rows = [replace(row, chosen=f"{row.chosen} {'red' * words}") for row in rows] if words else rows
@@ -110,7 +117,9 @@ class Bench:
         data_dir = self.directory / str(self._runs)
         (data_dir / "models").mkdir(parents=True)
         (data_dir / "models" / self._weights.name).symlink_to(self._weights)
-        plan = Plan(self.recipe, self.steps, 1, seed=7, practice=None, device="cpu", requested_by="test")
+        plan = Plan(
+            self.recipe, self.steps, self.num_processes, seed=7, practice=None, device="cpu", requested_by="test"
+        )
         return plan_run(plan, self.snapshot, self.base, data_dir)
 
 
