@@ -53,7 +53,7 @@ def bytes_needed(base: BaseModel, models_dir: Path, recipe: Recipe) -> int:
         shapes = dict(_gguf_shapes(base.gguf))
     else:
         return SLACK
-    trained = recipe.lora_rank * sum(
+    trained = recipe.lora_rank * sum(  # a pair of factors for each linear layer
         sum(shape) for name, shape in shapes.items() if len(shape) == 2 and not _NOT_ADAPTED.search(name)
     )
     checkpoints = (KEPT + 1) * (1 + _ADAM) * trained

@@ -12,6 +12,7 @@ import errno
 import os
 import resource
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from trainer.errors import OutOfMemory
 from trainer.recipe import Recipe
 
 GIB = 2**30
+LOOK_EVERY_S = 1.0
 _SAID = (
     "DefaultCPUAllocator: can't allocate memory",  # torch on Linux
     "DefaultCPUAllocator: not enough memory",  # torch elsewhere
@@ -66,9 +68,13 @@ class MemoryWatch:
         self._kills = kernel_kills()
         self._held = self._most = 0
         self._limit = group_limit(pid)
+        self._next_look = 0.0
 
     def look(self) -> None:
-        """Take a measurement; processes that are gone count nothing."""
+        """Take a measurement, at most one each `LOOK_EVERY_S`."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_EVERY_S
         held = 0
         try:
             process = psutil.Process(self._pid)

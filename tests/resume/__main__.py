@@ -84,8 +84,8 @@ def _launched_section(bench: Bench, times: int) -> Section:
         _launched(run)
         begun_at.append(int(run.progress.get("from_step", 0)))
         wrong += differences(run, whole)
-    text = f"""{bench.steps} steps of {bench.recipe.batch_size} pairs, {lasts_s:.0f} s undisturbed. {kills} kills of all processes
-at once, gone on from the checkpoints of steps {", ".join(map(str, begun_at))}.
+    text = f"""{bench.steps} steps of {bench.recipe.batch_size} pairs, {lasts_s:.0f} s undisturbed. {kills} kills of
+launcher and workers, gone on from the checkpoints of steps {", ".join(map(str, begun_at))}.
 **Not as in the undisturbed training: {len(wrong)}.**
 """
     return text, wrong
