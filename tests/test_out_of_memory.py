@@ -32,8 +32,14 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    directory = tmp_path_factory.mktemp("memory")
-    return Bench(directory, tiny_model.shared_tiny(), MANY, steps=1, words=30)
+    return Bench(tmp_path_factory.mktemp("memory"), tiny_model.shared_tiny(), MANY, steps=1, words=30)
+
+
+@pytest.fixture
+def once(tmp_path: Path) -> Bench:
+    """The same, not to be tried again."""
+    recipe = replace(MANY, retry_half_batch=False)
+    return Bench(tmp_path, tiny_model.shared_tiny(), recipe, steps=1, words=30)
 
 
 def trained(run: Run, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, **confined: Any) -> Run:
@@ -76,9 +82,8 @@ def test_half_as_many_at_once_come_to_the_same(bench: Bench, nursery: Nursery, m
 
 
 def test_without_a_retry_it_fails_with_measured_numbers(
-    bench: Bench, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+    once: Bench, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = Bench(bench.directory, bench.base, replace(MANY, retry_half_batch=False), steps=1, words=30)
     with pytest.raises(ChildFailed) as failed:
         trained(once.run(), nursery, monkeypatch, memory=100 * MIB)
     assert re.match(
@@ -109,9 +114,8 @@ def group() -> Iterator[Path]:
 
 
 def test_a_kill_by_the_kernel_is_told_from_others(
-    bench: Bench, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, group: Path
+    once: Bench, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, group: Path
 ) -> None:
-    once = Bench(bench.directory, bench.base, replace(MANY, retry_half_batch=False), steps=1, words=30)
     with pytest.raises(ChildFailed, match="The training failed: the kernel killed it for lack of memory") as failed:
         trained(once.run(), nursery, monkeypatch, group=str(group))
     assert re.search(r"held 0\.\d\d GiB of the 0\.12 GiB their group may have when last looked at", str(failed.value))

@@ -4,7 +4,7 @@
 
 The fork is the training child itself, `trainer.job`, from its first line on. Under the library of ``faults/disk.c`` it
 kills itself before its `place`-th change of a file in the run directory (0: never), torn as that library says.
-`memory` is how many bytes more than now it may map, `group` a control group that it enters first.
+`memory` is how many bytes more than now it may map, `group` a control group for it.
 """
 
 import json
@@ -33,9 +33,11 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            _confine(asked.get("memory"), asked.get("group"))
+            _confine(asked.get("memory"))
             _train(Path(asked["run"]), asked.get("place", 0), asked.get("torn", 0), writing)
         os.close(writing)
+        if asked.get("group") is not None:
+            Path(asked["group"], "cgroup.procs").write_text(str(pid))
         _say({"pid": pid})
         with os.fdopen(reading) as steps:
             said = steps.read()
@@ -46,12 +48,10 @@ def main() -> None:
         ended_before.append(pid)
 
 
-def _confine(memory: int | None, group: str | None) -> None:
+def _confine(memory: int | None) -> None:
     if memory is not None:
         most = _mapped("VmSize") + memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    if group is not None:
-        Path(group, "cgroup.procs").write_text(str(os.getpid()))
 
 
 def _mapped(name: str) -> int:
