@@ -194,7 +194,7 @@ def test_a_run_that_does_not_get_further_fails_and_can_be_resumed_by_hand(
         assert supervisor.wait(following.run_id, 15).state is RunState.CANCELLED
 
     assert supervisor.resume(run.run_id).run_id == run.run_id
-    wait_until("there is a checkpoint", lambda: last_step(run.directory) > 0)
+    wait_until("there is a checkpoint", lambda: last_step(run.directory) > 0, RUN_TIMEOUT_S)
     os.kill(run.record["pid"], signal.SIGKILL)
     assert supervisor.wait(run.run_id, RUN_TIMEOUT_S).is_finished, run.error
     assert run.error is None
