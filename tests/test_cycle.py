@@ -85,7 +85,9 @@ def test_what_is_done_is_not_done_again(run: Run, tmp_path: Path) -> None:
     ensure_prepared(run)
     run.move(RunState.TRAINING)
     run.move(RunState.EVALUATING, champion="v0", candidate="v1")
+    (run.directory / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     run_cycle(run, surroundings(tmp_path))
+    assert not (run.directory / "checkpoints").exists(), "it has ended well"
     assert (run.state, run.version) == (RunState.FINISHED, "v1")
     assert run.verdict is not None
     assert run.verdict["decision"] == "promote"
