@@ -133,7 +133,10 @@ def undisturbed(bench: Bench, nursery: Nursery) -> tuple[Run, float, int]:
 
 
 def at_random(bench: Bench, nursery: Nursery, kills: int, seed: int) -> Outcome:
-    """Kill at moments spread evenly over a training, up to three times in one; then let it come to its end."""
+    """Kill up to three times in one training, then let it come to its end.
+
+    The moments are spread evenly over a training, every second one over its second half, after the model is loaded.
+    """
     dice, outcome = random.Random(seed), Outcome()
     undisturbed(bench, nursery)  # the first one also imports what is imported late
     whole, lasts_s, _ = undisturbed(bench, nursery)
@@ -141,7 +144,7 @@ def at_random(bench: Bench, nursery: Nursery, kills: int, seed: int) -> Outcome:
         run, wanted = bench.run(), dice.randint(1, 3)
         while wanted and outcome.kills < kills:
             pid = nursery.start(run)
-            time.sleep(dice.uniform(0, lasts_s))
+            time.sleep(dice.uniform(lasts_s / 2 * (outcome.kills % 2), lasts_s))
             os.kill(pid, signal.SIGKILL)
             status, _ = nursery.wait()
             if status != -signal.SIGKILL:
