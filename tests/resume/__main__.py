@@ -55,8 +55,10 @@ def places_section(directory: Path, times: int) -> Section:
     bench = _tiny(directory)
     with Nursery(disk.compiled(directory)) as nursery:
         outcome = at_places(bench, nursery, times)
-    text = "Spread evenly over every write, sync, rename, removing and making of a file in the run directory; a write\n"
-    return f"{text}also after half of its bytes and after its first page.\n\n{_table(outcome)}", outcome.differences
+    text = """Spread over every write, sync, rename, removing and making of a file in the run directory, half of them over
+the last tenth, where the result is saved; a write also after half of its bytes and after its first page.
+"""
+    return f"{text}\n{_table(outcome)}", outcome.differences
 
 
 def embedded_section(directory: Path, times: int) -> Section:

@@ -27,6 +27,7 @@ from trainer.runs import Run
 
 STEPS = 8
 TIMEOUT_S = 300
+LAST = 0.1  # the part of the changes of files that comes after the last step
 FACTS = ("steps", "pairs", "dropped_over_long", "first_loss", "last_loss")  # of training.json: it has times too
 RECIPE = from_mapping(
     "resume",
@@ -159,12 +160,16 @@ def at_random(bench: Bench, nursery: Nursery, kills: int, seed: int) -> Outcome:
 
 
 def at_places(bench: Bench, nursery: Nursery, places: int) -> Outcome:
-    """Kill before, and in the middle of, changes of files, spread evenly over all those of a training."""
+    """Kill before, and in the middle of, changes of files.
+
+    Half of the places are spread evenly over all those of a training, half over the last ones: the result is saved.
+    """
     outcome = Outcome()
     whole, _, steps = undisturbed(bench, nursery)
     for number in range(places):
-        run = bench.run()
-        nursery.start(run, place=1 + number * steps // places, torn=number % 3)
+        run, behind = bench.run(), number * steps // places
+        place = behind if number % 2 else int(steps - behind * LAST)
+        nursery.start(run, place=max(1, place), torn=number % 3)
         status, _ = nursery.wait()
         if status == -signal.SIGKILL:
             _count(outcome, run)
