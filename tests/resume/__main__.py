@@ -55,8 +55,8 @@ def places_section(directory: Path, times: int) -> Section:
     bench = _tiny(directory)
     with Nursery(disk.compiled(directory)) as nursery:
         outcome = at_places(bench, nursery, times)
-    text = """Spread over every write, sync, rename, removing and making of a file in the run directory, half of them over
-the last tenth, where the result is saved; a write also after half of its bytes and after its first page.
+    text = """Spread over every write, sync, rename, removing and making of a file in the run directory, half of them
+over the last tenth, where the result is saved; a write also after half of its bytes and after its first page.
 """
     return f"{text}\n{_table(outcome)}", outcome.differences
 
