@@ -85,7 +85,9 @@ def test_what_is_done_is_not_done_again(run: Run, tmp_path: Path) -> None:
     ensure_prepared(run)
     run.move(RunState.TRAINING)
     run.move(RunState.EVALUATING, champion="v0", candidate="v1")
+    (run.directory / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     run_cycle(run, surroundings(tmp_path))
+    assert not (run.directory / "checkpoints").exists(), "it has ended well"
     assert (run.state, run.version) == (RunState.FINISHED, "v1")
     assert run.verdict is not None
     assert run.verdict["decision"] == "promote"
@@ -104,7 +106,9 @@ def test_a_server_killed_between_publishing_and_noting_it_publishes_once(run: Ru
 
 
 @pytest.mark.parametrize("stage", ["training", "evaluation"])
-def test_a_child_that_died_while_nobody_looked_fails_the_run(run: Run, tmp_path: Path, stage: str) -> None:
+def test_a_child_that_died_once_too_often_while_nobody_looked_fails_the_run(
+    run: Run, tmp_path: Path, stage: str
+) -> None:
     run.move(RunState.PREPARING)
     if stage == "evaluation":
         done(run, tmp_path)
@@ -112,6 +116,7 @@ def test_a_child_that_died_while_nobody_looked_fails_the_run(run: Run, tmp_path:
         run.move(RunState.EVALUATING, champion="v0", candidate="v1")
     run.note(child=stage, pid=2**22 - 1, process_start_time=1.0)
     (run.directory / "log.txt").write_text(KILLED)
+    run.note(tries=3, tried_at=f"{stage} 0")
     with pytest.raises(ChildFailed, match=f"^The {stage} failed: its process was killed"):
         run_cycle(run, surroundings(tmp_path))
 

@@ -21,6 +21,7 @@ from trainer.errors import BadRecipe, UnknownRecipe
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT = "dpo-lora"
 PRACTICE = "practice"
+LITTLE_TOKENS, FEWEST_TOKENS = 1024, 128  # of the fast step, where memory ran out with the device's own number
 LOSSES = ("sigmoid", "ipo", "robust", "apo_zero", "sigmoid_sft")
 
 DPO, SFT, SFT_THEN_DPO, KTO, CONTINUED_PRETRAINING = METHODS = (
@@ -137,6 +138,9 @@ FIELDS: dict[str, Field] = {
     "max_rater_share": _optional(0.5, 1e-3, 1, "the largest part of the rated rows that one person may have"),
     "max_per_prompt": _optional(8, 1, 10**6, "rows on nearly the same prompt", whole=True),
     "precision": _choice("auto", ("auto", "fp32", "bf16"), "auto: fp32 on CPU, bf16 on a GPU"),
+    "save_every_steps": _optional(None, 1, 10**9, "a checkpoint so often; null: for 5% of the time", whole=True),
+    "deadline_minutes": _optional(None, 0.01, 1e6, "stop the run after so long, its checkpoint kept; null: never"),
+    "retry_half_batch": _switch(False, "out of memory: try again with half the micro batch, down to one pair"),
 }
 
 
@@ -176,6 +180,9 @@ class Recipe:
     max_rater_share: float | None
     max_per_prompt: int | None
     precision: str
+    save_every_steps: int | None
+    deadline_minutes: float | None
+    retry_half_batch: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Every key that applies with its value, `name` left out: what `from_mapping` reads back."""
@@ -195,6 +202,23 @@ class Recipe:
             return [self]
         first = replace(self, method=SFT, learning_rate=self.sft_learning_rate, epochs=self.sft_epochs)
         return [first, replace(self, method=DPO)]
+
+    def halved(self, times: int) -> Recipe:
+        """The same steps with less in memory at once: micro batch and tokens halved so many times."""
+        if times == 0:
+            return self
+        tokens = (self.tokens_per_batch or LITTLE_TOKENS) >> times
+        changes: dict[str, Any] = {"micro_batch_size": max(1, self.micro_batch_size >> times)}
+        if self.method in _ON_PAIRS:
+            changes["tokens_per_batch"] = max(FEWEST_TOKENS, tokens)
+        return replace(self, **changes)
+
+    @property
+    def can_be_halved(self) -> bool:
+        """Whether fewer rows in memory at once are possible; the fast step always keeps one pair."""
+        tokens = self.tokens_per_batch or LITTLE_TOKENS
+        takes_fast_step = self.method in _ON_PAIRS and self.fast_step == "auto"
+        return self.micro_batch_size > 1 or (takes_fast_step and tokens > FEWEST_TOKENS)
 
     def mix(self, seed: int) -> Mix:
         """Which preferences a snapshot for this recipe takes."""
