@@ -41,6 +41,7 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.VersionDamaged: 409,
     refusals.TrainingUnavailable: 503,
     refusals.BaseModelMissing: 503,
+    refusals.NotEnoughDisk: 503,
     refusals.TrainerError: 500,
 }
 

@@ -148,6 +148,7 @@ class RunBody(Strict):
     num_processes: Annotated[int | None, Field(ge=1)] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     practice: str | None = None
+    deadline_minutes: Annotated[float | None, Field(gt=0)] = None
 
 
 class SnapshotBody(Strict):
@@ -445,6 +446,7 @@ def _loop_routes(operations: Operations) -> APIRouter:
             num_processes=body.num_processes,
             seed=body.seed,
             practice_taste=body.practice,
+            deadline_minutes=body.deadline_minutes,
         ).as_body()
 
     @router.get("/runs")
@@ -461,6 +463,11 @@ def _loop_routes(operations: Operations) -> APIRouter:
     def cancel(run_id: str) -> dict[str, Any]:
         """Stop a run; nothing it made is served."""
         return operations.cancel_run(run_id).as_body()
+
+    @router.post("/runs/{run_id}/resume")
+    def resume(run_id: str, _: Nothing | None = None) -> dict[str, Any]:
+        """Go on with a run that failed or was cancelled, from its last checkpoint; 409 where another one runs."""
+        return operations.resume_run(run_id).as_body()
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:

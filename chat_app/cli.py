@@ -89,10 +89,23 @@ def train(
     max_steps: Steps = None,
     num_processes: Processes = None,
     seed: Seed = None,
+    deadline_minutes: Annotated[
+        float | None, typer.Option(help="Stop it after so long; what was learned is kept, to resume.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Retrain from the preferences, evaluate, and say whether it got better. Never promotes by itself."""
-    _start_and_follow({"recipe": recipe, "max_steps": max_steps, "num_processes": num_processes, "seed": seed}, as_json)
+    request = {"recipe": recipe, "max_steps": max_steps, "num_processes": num_processes, "seed": seed}
+    _start_and_follow({**request, "deadline_minutes": deadline_minutes}, as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="The run that failed or was cancelled.")],
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that failed or was cancelled, from its last checkpoint."""
+    _start_and_follow({}, as_json, f"/v1/runs/{run}/resume")
 
 
 @app.command()
@@ -164,11 +177,9 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _start_and_follow(request: dict[str, Any], as_json: bool) -> None:
+def _start_and_follow(request: dict[str, Any], as_json: bool, route: str = "/v1/runs") -> None:
     with connected(as_json, with_trainer=True) as client:
-        started = client.request(
-            "POST", "/v1/runs", {key: value for key, value in request.items() if value is not None}
-        )
+        started = client.request("POST", route, {key: value for key, value in request.items() if value is not None})
         if not as_json:
             typer.echo(f"{started['run_id']} started ({client.where}). It goes on if you leave.")
         run = _follow(client, started["run_id"], _discard if as_json else typer.echo)

@@ -92,8 +92,10 @@ class Trainer(Protocol):
         seed: int | None = None,
         practice: str | None = None,
         requested_by: str = "local",
+        deadline_minutes: float | None = None,
     ) -> RunHandle: ...
     def cancel(self, run_id: str) -> RunHandle: ...
+    def resume(self, run_id: str) -> RunHandle: ...
     def run(self, run_id: str) -> RunHandle: ...
     def runs(self) -> Sequence[RunHandle]: ...
     def recipes(self) -> Sequence[Mapping[str, Any]]: ...
@@ -370,18 +372,23 @@ class Operations:
         num_processes: int | None = None,
         seed: int | None = None,
         practice_taste: str | None = None,
+        deadline_minutes: float | None = None,
     ) -> RunHandle:
         """Start a retrain, or a practice with `practice_taste`. Raises what the trainer raises, and StoreError."""
         if practice_taste is not None:
             self._store.record_practice(practice.preferences_for(practice_taste))
         return self._trainer.start_run(
             recipe=recipe, max_steps=max_steps, num_processes=num_processes, seed=seed, practice=practice_taste,
-            requested_by=RATER,
+            requested_by=RATER, deadline_minutes=deadline_minutes,
         )  # fmt: skip
 
     def cancel_run(self, run_id: str) -> RunHandle:
         """Stop a run."""
         return self._trainer.cancel(run_id)
+
+    def resume_run(self, run_id: str) -> RunHandle:
+        """Go on with a run that failed or was cancelled, from its last checkpoint."""
+        return self._trainer.resume(run_id)
 
     def _cancel_active(self, run_ids: Collection[str]) -> None:
         for run in self.runs():

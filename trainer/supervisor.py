@@ -2,8 +2,8 @@
 
     supervisor = Supervisor(data_dir, base, freeze, champion); supervisor.start() … supervisor.stop()
 
-At `start` it adopts what an earlier server left: a run whose child lives goes on, one whose child is dead fails with
-the last lines of its log, and never a ghost stays. `stop` leaves a child running for the next server.
+At `start` it adopts what an earlier server left: a run whose child lives goes on, one whose child is dead goes on from
+its last checkpoint, and never a ghost stays. `stop` leaves a child running for the next server.
 Imports no torch. Not covered: automatic promotion, several machines, starting by the clock (`schedule.py` decides).
 """
 
@@ -24,9 +24,21 @@ from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
 from trainer.cycle import Plan, Surroundings, comparison, plan_run, reason_of_death, run_cycle, weights_of
+from trainer.disk import check_disk
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
-from trainer.recipe import CONTINUED_PRETRAINING, DEFAULT, KTO, PRACTICE, SFT, SFT_THEN_DPO, Recipe, load_recipe
+from trainer.recipe import (
+    CONTINUED_PRETRAINING,
+    DEFAULT,
+    KTO,
+    PRACTICE,
+    SFT,
+    SFT_THEN_DPO,
+    Recipe,
+    from_mapping,
+    load_recipe,
+)
+from trainer.restarts import check_resumable
 from trainer.runs import Run, RunState, list_runs
 from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
 from trainer.tuning import check_tuning
@@ -157,17 +169,19 @@ class Supervisor:
         seed: int | None = None,
         practice: str | None = None,
         requested_by: str = "local",
+        deadline_minutes: float | None = None,
     ) -> Run:
-        """Freeze a snapshot and queue a run on it.
+        """Freeze a snapshot and queue a run on it; `deadline_minutes` goes before the recipe's.
 
-        Raises RunActive, UnknownRecipe, BadRecipe, BadRunRequest, TrainingUnavailable, and what `freeze` raises
-        (NotEnoughPreferences, …): nothing is left behind then.
+        Raises RunActive, UnknownRecipe, BadRecipe, BadRunRequest, TrainingUnavailable, NotEnoughDisk, and what `freeze`
+        raises (NotEnoughPreferences, …): nothing is left behind then.
         """
         with self._starting:
             self._refuse_second()
             check_training_available()
             gpus = gpu_count()
-            chosen = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
+            named = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
+            chosen = _with_deadline(named, deadline_minutes)
             check_tuning(chosen, "gpu" if gpus else "cpu")
             plan = Plan(
                 recipe=chosen,
@@ -186,14 +200,13 @@ class Supervisor:
                     f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
                     "Practise with another recipe."
                 )
-            mix = plan.recipe.mix(plan.seed)
+            check_disk(self.data_dir, self.base, chosen)
+            mix = chosen.mix(plan.seed)
             if plan.dialogues and chosen.method == SFT:
                 mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
             snapshot = self._freeze(practice, mix)
             run = plan_run(plan, snapshot, self.base, self.data_dir)
-            with self._changed:
-                self._active = run
-                self._changed.notify_all()
+            self._take_on(run)
             return run
 
     def _texts(self, recipe: Recipe) -> dict[str, Any] | None:
@@ -205,6 +218,27 @@ class Supervisor:
         if recipe.method not in (SFT, SFT_THEN_DPO):
             return None
         return find_dialogues(self.data_dir / DIALOGUES if recipe.dialogues is None else Path(recipe.dialogues))
+
+    def resume(self, run_id: str) -> Run:
+        """Go on with a run that failed or was cancelled, from its last checkpoint.
+
+        Raises RunNotFound, RunActive, TrainingUnavailable, NotEnoughDisk, and BadRunRequest where it cannot go on.
+        """
+        with self._starting:
+            run = self.run(run_id)
+            self._refuse_second()
+            check_training_available()
+            check_resumable(run, self.base, self.data_dir / "models")
+            check_disk(self.data_dir, self.base, from_mapping(run.config.recipe_name, run.config.recipe))
+            run.reopen()
+            self._take_on(run)
+            return run
+
+    def _take_on(self, run: Run) -> None:
+        with self._changed:
+            self._cancelling.discard(run.run_id)
+            self._active = run
+            self._changed.notify_all()
 
     def cancel(self, run_id: str) -> Run:
         """Ask for a run to end; its processes are gone and its state is `cancelled` within about 15 s.
@@ -285,6 +319,10 @@ class Supervisor:
         if result is None:
             raise ChildFailed(reason_of_death(handle, "evaluation"))
         return result
+
+
+def _with_deadline(recipe: Recipe, minutes: float | None) -> Recipe:
+    return recipe if minutes is None else from_mapping(recipe.name, {**recipe.as_dict(), "deadline_minutes": minutes})
 
 
 def _checked(name: str, value: int | None, low: int, high: int) -> int | None:
