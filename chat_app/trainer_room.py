@@ -26,7 +26,13 @@ class TrainerRoom:
         self._settings = settings
         self._store = store
         self._base = base_model(settings)
-        self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
+        self.supervisor = Supervisor(
+            settings.data_dir,
+            self._base,
+            partial(freeze, settings, store),
+            store.champion,
+            trackers=tuple(filter(None, settings.trackers.split(","))),
+        )
 
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)

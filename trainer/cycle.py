@@ -44,6 +44,7 @@ class Plan:
     practice: str | None
     device: str
     requested_by: str
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) ->
         },
         device=plan.device,
         requested_by=plan.requested_by,
+        trackers=list(plan.trackers),
     )
     return Run.create(data_dir / "runs", config)
 

@@ -2,7 +2,8 @@
 
 A pair is a win where the candidate favours `chosen` over `rejected` more than the champion does: the sign of the DPO
 margin with the champion as the reference. Within `TIE_NATS` it is a tie. The base is a champion too (adapter off).
-Beside it, `canaries.py` records how the candidate begins its answers, for whoever will serve it.
+Beside it, `canaries.py` records how the candidate begins its answers, for whoever will serve it, and a few answers of
+both for people to read.
 Started by `launch.py`; by hand: `python -m trainer.evaluate RUN_DIR`, which reads RUN_DIR/comparison.json.
 
 Not covered: generated answers, length-controlled win rates, judges (the full gate is later work).
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from feedback_store.errors import StoreError
 from feedback_store.records import Preference
 from feedback_store.snapshots import load_preferences
 from trainer.base_model import BaseModel, ensure_base
-from trainer.canaries import record_canaries
+from trainer.canaries import EXAMPLES, example_answer, record_canaries
 from trainer.errors import JobError, TrainerError
 from trainer.tokens import PairTokens, tokenise
 
@@ -36,9 +38,10 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     rows, skipped = pick_pairs(load_preferences(Path(comparison["held_out"])), comparison["held_out_pairs"]), 0
     results: list[dict[str, Any]] = []
     canaries: list[dict[str, Any]] = []
+    examples: list[dict[str, str]] = []
     if rows or comparison["candidate"]["adapter"]:
         scorer = _Scorer(comparison)
-        canaries = scorer.canaries()
+        canaries, examples = scorer.canaries(), scorer.examples()
         since = time.time()
         for preference in rows:
             difference = scorer.difference(preference)
@@ -56,6 +59,7 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
         "precision": comparison["precision"],
         "snapshot": comparison["snapshot"],
         "canaries": canaries,
+        "examples": examples,
         "results": results,
     }
 
@@ -130,35 +134,53 @@ class _Scorer:
         self._model.set_adapter(CANDIDATE)
         return record_canaries(self._model, self._tokenizer)
 
+    def examples(self) -> list[dict[str, str]]:
+        """What both versions answer to fixed questions, for people to read."""
+        found = []
+        for question in EXAMPLES:
+            answers = {}
+            for name in (CHAMPION, CANDIDATE):
+                with self._as(name) as model:
+                    answers[name] = example_answer(model, self._tokenizer, question)
+            found.append({"question": question, **answers})
+        return found
+
     def _preference_of(self, name: str, tokens: PairTokens) -> float:
+        with self._as(name) as model:
+            return favour(model, tokens, self._device)
+
+    @contextmanager
+    def _as(self, name: str) -> Iterator[Any]:
+        """The model with the adapter of one version; the base has none."""
         if name in self._adapters:
             self._model.set_adapter(name)
-            return self._favour(tokens)
-        if not self._adapters:
-            return self._favour(tokens)
-        with self._model.disable_adapter():
-            return self._favour(tokens)
+        if name in self._adapters or not self._adapters:
+            yield self._model
+        else:
+            with self._model.disable_adapter():
+                yield self._model
 
-    def _favour(self, tokens: PairTokens) -> float:
-        """log p(chosen | prompt) - log p(rejected | prompt), summed over tokens, in one forward pass.
 
-        Both answers stand behind one prompt in one row; a mask hides `chosen` from `rejected` and position ids start
-        again after the prompt, which gives the same numbers as two passes with less work.
-        """
-        import torch
+def favour(model: Any, tokens: PairTokens, device: Any) -> float:
+    """log p(chosen | prompt) - log p(rejected | prompt), summed over tokens, in one forward pass.
 
-        layout = pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
-        answers = tokens.chosen + tokens.rejected
-        with torch.inference_mode():
-            logits = self._model(
-                input_ids=torch.tensor([tokens.prompt + answers], device=self._device),
-                position_ids=torch.tensor([layout.positions], device=self._device),
-                attention_mask=torch.tensor(layout.visible, device=self._device)[None, None],
-                logits_to_keep=torch.tensor(layout.predicting, device=self._device),
-            ).logits[0]
-            wanted = torch.tensor(answers, device=self._device)[:, None]
-            each = torch.log_softmax(logits.float(), dim=-1).gather(-1, wanted).double()
-        return float(each[: len(tokens.chosen)].sum() - each[len(tokens.chosen) :].sum())
+    Both answers stand behind one prompt in one row; a mask hides `chosen` from `rejected` and position ids start
+    again after the prompt, which gives the same numbers as two passes with less work.
+    """
+    import torch
+
+    layout = pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
+    answers = tokens.chosen + tokens.rejected
+    with torch.no_grad():  # not inference_mode: a model that is being trained may keep what it makes here
+        logits = model(
+            input_ids=torch.tensor([tokens.prompt + answers], device=device),
+            position_ids=torch.tensor([layout.positions], device=device),
+            attention_mask=torch.tensor(layout.visible, device=device)[None, None],
+            logits_to_keep=torch.tensor(layout.predicting, device=device),
+        ).logits[0]
+        wanted = torch.tensor(answers, device=device)[:, None]
+        each = torch.log_softmax(logits.float(), dim=-1).gather(-1, wanted).double()
+    return float(each[: len(tokens.chosen)].sum() - each[len(tokens.chosen) :].sum())
 
 
 @dataclass(frozen=True, slots=True)

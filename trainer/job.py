@@ -25,9 +25,10 @@ from trainer.base_model import BaseModel, ensure_base
 from trainer.errors import JobError, TrainerError, WrongProcessCount
 from trainer.gguf_adapter import write_gguf_adapter
 from trainer.methods import dpo
-from trainer.progress import Progress, watch
+from trainer.progress import Progress, lengths_of, watch
 from trainer.recipe import from_mapping
 from trainer.runs import Run, RunConfig
+from trainer.validation import Validation, set_aside, steps_between
 
 
 def train(run: Run) -> None:
@@ -45,9 +46,9 @@ def train(run: Run) -> None:
         base_dir = ensure_base(BaseModel.from_dict(config.base), Path(config.models_dir))
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
     train_path = load_snapshot(Path(config.snapshot["directory"])).train_path
-    preferences, dropped = dpo.choose_rows(
-        load_preferences(train_path), recipe, config.max_steps, config.seed, tokenizer
-    )
+    rows = load_preferences(train_path)
+    to_learn, aside = set_aside(rows, recipe, config.max_steps)
+    preferences, dropped = dpo.choose_rows(to_learn, recipe, config.max_steps, config.seed, tokenizer)
     total_steps = recipe.total_steps(len(preferences), config.max_steps)
     progress.start("training", total_steps=total_steps)
     trainer = dpo.make_trainer(
@@ -57,11 +58,24 @@ def train(run: Run) -> None:
         tokenizer=tokenizer,
         arguments=dpo.arguments(run, recipe, total_steps),
     )
-    trainer.add_callback(watch(recipe, len(preferences), progress))
+    trainer.add_callback(
+        watch(recipe, len(preferences), progress, lengths_of(preferences, tokenizer, recipe.max_length))
+    )
+    validation = None
+    every = steps_between(recipe, len(rows), config.max_steps)
+    if aside and every is not None:
+        validation = Validation(
+            run, recipe, aside, every=every, rows=len(preferences), tokenizer=tokenizer, progress=progress,
+            process=process,
+        )  # fmt: skip
+        validation.add_to(trainer)
     trainer.train()
-    _check_all_seen(trainer, total_steps)
+    progress.close()
+    stopped_at = validation.stopped_at if validation else None
+    _check_all_seen(trainer, stopped_at or total_steps)
     if process.is_main_process:
-        _save(trainer, run, base_dir, {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped})
+        facts = {"steps": stopped_at or total_steps, "pairs": len(preferences), "dropped_over_long": dropped}
+        _save(trainer, run, base_dir, {**facts, "validation": validation.facts if validation else None})
     trainer.end()
 
 

@@ -1,6 +1,7 @@
 """What a training child tells its parent: progress.json (the heartbeat) and metrics.jsonl (a line a step).
 
-`watch` makes the Trainer's callback: it writes each step's line and stops a training that has gone wrong.
+`watch` makes the Trainer's callback: it writes each step's line and stops a training that has gone wrong. Lines of a
+validation (`validation.py`) have the keys `eval/…` and no `loss`. Each line goes to the trackers too.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from feedback_store.durable import write_json
+from feedback_store.records import Preference
 from trainer.errors import Diverged, WrongReference
 from trainer.recipe import Recipe
 from trainer.runs import Run
+from trainer.tokens import tokenise
+from trainer.trackers import Trackers
 
 FIRST_LOSS = math.log(2)
 FIRST_LOSS_TOLERANCE = 1e-3
@@ -27,6 +31,7 @@ class Progress:
         self._directory = run.directory
         self._is_main = is_main
         self._facts: dict[str, Any] = {}
+        self._trackers = Trackers(run.config.trackers, run.directory, run.metrics)
 
     def start(self, stage: str, **facts: Any) -> None:
         """A new stage begins now."""
@@ -44,12 +49,17 @@ class Progress:
         if self._is_main:
             with (self._directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            self._trackers.log(line)
             self.write("training")
+
+    def close(self) -> None:
+        """No more steps: close the trackers."""
+        self._trackers.close()
 
 
 def metrics_line(step: int, pairs: int, logs: Mapping[str, float], now: float) -> dict[str, Any]:
     """One line of metrics.jsonl from TRL's log of one step."""
-    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/"))}
+    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/", "lengths/"))}
     wanted = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate") if key in logs}
     return {"step": step, "time": now, "pairs": pairs, **wanted, **kept}
 
@@ -68,8 +78,13 @@ def check_step(step: int, logs: Mapping[str, float]) -> None:
         )
 
 
-def watch(recipe: Recipe, rows: int, progress: Progress) -> Any:
-    """The callback of a training on `rows` pairs."""
+def watch(
+    recipe: Recipe, rows: int, progress: Progress, lengths: Callable[[int, int], Mapping[str, float]] | None = None
+) -> Any:
+    """The callback of a training on `rows` pairs.
+
+    `lengths(first, last)` gives `lengths/…` of the rows between these counts of pairs, for a trainer that does not.
+    """
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -80,7 +95,10 @@ def watch(recipe: Recipe, rows: int, progress: Progress) -> Any:
                 return
             step = int(state.global_step)
             check_step(step, logs)
-            progress.step(metrics_line(step, pairs_seen(step, recipe.batch_size, rows), logs, time.time()))
+            pairs = pairs_seen(step, recipe.batch_size, rows)
+            if lengths is not None and "lengths/chosen" not in logs:
+                logs = {**logs, **lengths(pairs_seen(step - 1, recipe.batch_size, rows), pairs)}
+            progress.step(metrics_line(step, pairs, logs, time.time()))
 
     return Watch()
 
@@ -89,3 +107,17 @@ def pairs_seen(step: int, batch_size: int, rows: int) -> int:
     """Pairs gone through after `step` steps; the last step of an epoch may be short."""
     epochs, rest = divmod(step, math.ceil(rows / batch_size))
     return epochs * rows + rest * batch_size
+
+
+def lengths_of(preferences: Sequence[Preference], tokenizer: Any, max_length: int) -> Callable[[int, int], Any]:
+    """For `watch`: mean tokens of chosen and rejected, as they are learned from, of rows seen in the order given."""
+
+    def lengths(first: int, last: int) -> dict[str, float]:
+        rows = [preferences[number % len(preferences)] for number in range(first, last)]
+        tokens = [tokenise(tokenizer, row, max_length) for row in rows]
+        return {
+            "lengths/chosen": sum(len(one.chosen) for one in tokens) / len(tokens),
+            "lengths/rejected": sum(len(one.rejected) for one in tokens) / len(tokens),
+        }
+
+    return lengths

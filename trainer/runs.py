@@ -24,7 +24,7 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -70,6 +70,7 @@ class RunConfig:
     snapshot: dict[str, Any]
     device: str
     requested_by: str
+    trackers: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -187,7 +188,9 @@ class Run:
 
     def as_body(self) -> dict[str, Any]:
         """The body of GET /v1/runs/{id}."""
-        config, record, metrics, progress = self.config, self.record, self.metrics(), self.progress
+        config, record, lines, progress = self.config, self.record, self.metrics(), self.progress
+        metrics = [line for line in lines if "loss" in line]
+        validations = [line for line in lines if "loss" not in line][-1:]
         step = int(metrics[-1]["step"]) if metrics else 0
         total_steps = int(progress.get("total_steps") or config.snapshot["planned_steps"])
         evaluation = self.evaluation
@@ -197,7 +200,7 @@ class Run:
             "step": step,
             "total_steps": total_steps,
             "eta_s": self._eta_s(RunState(record["state"]), metrics, total_steps, progress),
-            "metrics": _numbers(metrics[-1]) if metrics else {},
+            "metrics": {key: value for line in [*validations, *metrics[-1:]] for key, value in _numbers(line).items()},
             "version": record.get("version"),
             "verdict": record.get("verdict"),
             "error": record.get("error"),

@@ -27,6 +27,7 @@ from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe
 from trainer.runs import Run, RunState, list_runs
+from trainer.trackers import check_trackers
 from trainer.versions import Versions
 
 MAX_PROCESSES = 64
@@ -45,7 +46,7 @@ class Supervisor:
     """Starts, watches, cancels and lists runs. Thread-safe.
 
     `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
-    `cpu_count`: cores to plan with, by default those this process may use.
+    `cpu_count`: cores to plan with, by default those this process may use. `trackers`: see `trackers.py`.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Supervisor:
         freeze: Callable[[str | None, Mix], Snapshot],
         champion: Callable[[], str],
         cpu_count: int | None = None,
+        *,
+        trackers: tuple[str, ...] = (),
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.base = base
@@ -62,6 +65,7 @@ class Supervisor:
         self._freeze = freeze
         self._champion = champion
         self._cpu_count = cpu_count
+        self._trackers = trackers
         self._starting = threading.Lock()
         self._changed = threading.Condition()
         self._active: Run | None = None
@@ -162,6 +166,7 @@ class Supervisor:
         with self._starting:
             self._refuse_second()
             check_training_available()
+            check_trackers(self._trackers)
             gpus = gpu_count()
             plan = Plan(
                 recipe=load_recipe(recipe or (PRACTICE if practice else DEFAULT)),
@@ -171,6 +176,7 @@ class Supervisor:
                 practice=practice,
                 device="gpu" if gpus else "cpu",
                 requested_by=requested_by,
+                trackers=self._trackers,
             )
             plan.recipe.per_process_batch(plan.num_processes)
             snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
