@@ -143,7 +143,7 @@ def warnings_of(
         )
     dropped = (training or {}).get("dropped_over_long", 0)
     if dropped:
-        found.append(f"{dropped} rows were left out because their prompt is longer than max_length.")
+        found.append(f"Left out because the prompt is longer than max_length: {_counted(dropped, 'row')}.")
     stopped_at = ((training or {}).get("validation") or {}).get("stopped_at")
     if training and stopped_at:
         found.append(
@@ -152,10 +152,12 @@ def warnings_of(
         )
     if evaluation and evaluation["pairs"] < FEW_PAIRS:
         found.append(
-            f"Only {evaluation['pairs']} held-out pairs were judged: that can show no more than a large difference."
+            f"Judged on {_counted(evaluation['pairs'], 'held-out pair')} only: that shows large differences alone."
         )
     if evaluation and evaluation["skipped_over_long"]:
-        found.append(f"{evaluation['skipped_over_long']} held-out pairs were not judged: their prompt is too long.")
+        found.append(
+            f"Not judged because the prompt is too long: {_counted(evaluation['skipped_over_long'], 'held-out pair')}."
+        )
     return found
 
 
@@ -252,6 +254,10 @@ def _libraries() -> list[tuple[str, str]]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found.append((name, metadata.version(name)))
     return found
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _moment(text: str | None) -> str | None:

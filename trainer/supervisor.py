@@ -26,6 +26,7 @@ from trainer.cycle import Plan, Surroundings, adapter_of, comparison, plan_run, 
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe
+from trainer.report import ensure_report
 from trainer.runs import Run, RunState, list_runs
 from trainer.trackers import check_trackers
 from trainer.versions import Versions
@@ -115,6 +116,7 @@ class Supervisor:
             with self._changed:
                 self._active = None
                 self._changed.notify_all()
+            ensure_report(run)
 
     def _act(self, run: Run) -> None:
         """Bring one run to its end, whatever happens."""
