@@ -7,20 +7,23 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+from transformers import AutoTokenizer
 
-from feedback_store.preferences import TRAIN, prompt_key, split_of
+from feedback_store.preferences import prompt_key
 from feedback_store.records import Preference
-from feedback_store.snapshots import freeze
+from feedback_store.snapshots import freeze, load_preferences
 from trainer.cycle import Plan, plan_run
 from trainer.launch import is_alive, kill_tree, start_training
+from trainer.methods.dpo import choose_rows
 from trainer.recipe import Recipe, from_mapping, load_recipe
 from trainer.runs import Run
 from trainer.validation import ACCURACY, LOSS, MARGINS, EarlyStop, rewards, set_aside, steps_between
 
+SEED = 7
 RECIPE = from_mapping(
     "mine",
     {
-        "learning_rate": 5e-3,
+        "learning_rate": 3e-3,
         "lr_schedule": "constant",
         "batch_size": 4,
         "max_length": 256,
@@ -95,21 +98,28 @@ def test_the_loss_is_dpos() -> None:
     assert found[LOSS] == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(0.5))) / 2)
 
 
-def contrary(recipe: Recipe, count: int) -> list[Preference]:
-    """Made-up preferences, turned round where they are set aside: what is learned from the rest is wrong for them."""
-    made = [one for one in tiny_model.made_up_preferences(count) if split_of(one.prompt) == TRAIN]
-    aside = {one.preference_id for one in set_aside(made, recipe, None)[1]}
+def turning(recipe: Recipe, directory: Path) -> list[Preference]:
+    """Made-up preferences for shorter answers that turn round after three steps: then what was right gets wrong.
+
+    Those set aside stay as they are.
+    """
+    rows = load_preferences(freeze(tiny_model.made_up_preferences(70), directory, None).train_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model.shared_directory())
+    kept, aside = set_aside(rows, recipe, None)
+    order, _ = choose_rows(kept, recipe, None, SEED, tokenizer)
+    turned = {one.preference_id for one in order[3 * recipe.batch_size :]}
+    assert aside
     return [
-        replace(one, chosen=one.rejected, rejected=one.chosen) if one.preference_id in aside else one for one in made
+        replace(one, chosen=one.rejected, rejected=one.chosen) if one.preference_id in turned else one for one in rows
     ]
 
 
 def trained(data: Path, preferences: list[Preference], num_processes: int) -> Run:
     snapshot = freeze(preferences, data / "snapshots", None)
-    plan = Plan(RECIPE, None, num_processes, seed=7, practice=None, device="cpu", requested_by="test")
+    plan = Plan(RECIPE, None, num_processes, seed=SEED, practice=None, device="cpu", requested_by="test")
     run = plan_run(plan, snapshot, tiny_model.shared_tiny(), data)
     child = start_training(run.directory, num_processes=num_processes)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     try:
         while is_alive(child.pid, child.start_time):
             assert time.monotonic() < deadline, "\n".join(run.log_tail(30))
@@ -124,7 +134,7 @@ def test_a_run_that_gets_worse_on_what_it_does_not_see_stops_and_goes_back(tmp_p
     from safetensors.numpy import load_file
 
     tiny_model.lend_models(tmp_path)
-    run = trained(tmp_path, contrary(RECIPE, 140), num_processes)
+    run = trained(tmp_path, turning(RECIPE, tmp_path / "before"), num_processes)
     training = run.training
     assert training is not None, "\n".join(run.log_tail(30))
     steps = [one["step"] for one in run.metrics() if "loss" in one]

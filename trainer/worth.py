@@ -36,8 +36,8 @@ PRIORS = {"A": (0.6, 1.1), "k": (300.0, 1.2), "alpha": (0.5, 0.5), "tau": (0.2, 
 DRAWS = 2000
 NEWEST_RUNS = 40  # older ones tell little of the champion of now, and cost
 INTERVAL = 0.8
-WORTH_POINTS, WORTH_PROBABILITY = 2.0, 0.8  # it is worth it: expect this much, and be this sure of any gain
-TARGET_POINTS, LIKELY = 5.0, 2 / 3  # "so many more would make +5 likely"
+WORTH_POINTS, WORTH_PROBABILITY = 2.0, 2 / 3  # it is worth it: expect this much, and be this sure of any gain
+TARGET_POINTS, LIKELY = 5.0, 0.5  # "so many more would make +5 likely": more likely than not
 FARTHEST = 100_000
 LEAST_QUALITY = 0.1
 
@@ -58,7 +58,7 @@ class Worth:
     """What to expect of a run now, in points of held-out win rate above 50% against the champion.
 
     `low` and `high` bound it with 80% probability; `chance` is that of any gain at all. `needed` is how many more
-    preferences would make a gain of 5 points likely (two in three): 0 where it is, None where no number would.
+    preferences would make a gain of 5 points more likely than not: 0 where it is, None where no number would.
     `judged` runs are behind it: with none it is the prior alone.
     """
 

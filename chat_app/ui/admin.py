@@ -137,7 +137,7 @@ class AdminPage:
         others = [row["version"] for row in rows if row["version"] != status.champion]
         return {
             self.bar: navigation("Admin", status),
-            self.overview: overview(status, body, self._worth()),
+            self.overview: overview(status, body, self._worth(status)),
             self.run: run_card(body) if body is not None else "",
             **self.curves.look(lines, newest.log_tail(LOG_LINES) if newest is not None else []),
             self.promote_newest: self._promote_button(body, status.champion),
@@ -161,8 +161,10 @@ class AdminPage:
         status = self.operations.status()
         return repr((newest, status.champion, status.serving, status.new_preferences, status.counts, status.problem))
 
-    def _worth(self) -> str:
-        """The estimate in a sentence; nothing while nothing was picked, or where it cannot be had."""
+    def _worth(self, status: Status) -> str:
+        """The estimate in a sentence; nothing while there is nothing to learn from, or where it cannot be had."""
+        if not status.counts.train:
+            return ""
         try:
             return str(self.operations.watching.worth()["sentence"])
         except self.refusals:
