@@ -9,7 +9,10 @@
       log.txt           what the children print                                               child
       adapter/          the adapter, PEFT form; adapter.gguf beside it, GGUF form             child
       training.json     the result of training, written last                                  child
+      validation.json   how the reference scores the rows kept aside; best/ the best weights   child
+      tensorboard/, trackio/   the same lines as metrics.jsonl, where asked for                child
       evaluation.json   the result of the evaluation, written last                            child
+      report.html       all of it for people, written after the end (`report.py`)              parent
       failure.json      a child's own sentence about why it stopped                           child
 
 Each file has one writer, so nothing is locked across processes, and a server that was killed finds all of it again.
