@@ -7,17 +7,32 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+import torch
+from made_run import made_run
+from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
+from feedback_store.durable import write_json
 from feedback_store.preferences import prompt_key
 from feedback_store.records import Preference
 from feedback_store.snapshots import freeze, load_preferences
 from trainer.cycle import Plan, plan_run
 from trainer.launch import is_alive, kill_tree, start_training
 from trainer.methods.dpo import choose_rows
+from trainer.progress import Progress
 from trainer.recipe import Recipe, from_mapping, load_recipe
 from trainer.runs import Run
-from trainer.validation import ACCURACY, LOSS, MARGINS, EarlyStop, rewards, set_aside, steps_between
+from trainer.validation import (
+    ACCURACY,
+    LOSS,
+    MARGINS,
+    BestWeights,
+    EarlyStop,
+    Validation,
+    rewards,
+    set_aside,
+    steps_between,
+)
 
 SEED = 7
 RECIPE = from_mapping(
@@ -96,6 +111,67 @@ def test_the_loss_is_dpos() -> None:
     assert found[MARGINS] == pytest.approx(0.25)
     assert found[ACCURACY] == 0.5
     assert found[LOSS] == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(0.5))) / 2)
+
+
+class Process:
+    """What is asked of accelerate's PartialState, for one process."""
+
+    is_main_process = True
+
+    def wait_for_everyone(self) -> None: ...
+
+
+def test_the_best_weights_come_back_and_old_ones_go(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    best = BestWeights(tmp_path / "best", is_main=True)
+    first = model.weight.detach().clone()
+    best.save(model, 2)
+    with torch.no_grad():
+        model.weight += 1
+        model.bias += 1
+    bias = model.bias.clone()
+    best.save(model, 4)
+    assert [path.name for path in best._directory.iterdir()] == ["step_4.safetensors"]
+    best.keep_from = 4  # a checkpoint: a killed run goes back here
+    with torch.no_grad():
+        model.weight += 1
+    for step in (6, 8):
+        best.save(model, step)
+    assert sorted(path.name for path in best._directory.iterdir()) == ["step_4.safetensors", "step_8.safetensors"]
+    best.forget_after(4)
+    best.restore(model, 4)
+    assert torch.equal(model.weight, first + 1)
+    assert torch.equal(model.bias, bias), "only what is tuned is kept"
+
+
+def test_a_resumed_run_knows_its_reference_and_its_best(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    pairs = tiny_model.made_up_preferences(2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model.shared_directory())
+
+    def validation() -> Validation:
+        progress = Progress(run, is_main=True)
+        return Validation(
+            run, RECIPE, pairs, every=8, rows=182, tokenizer=tokenizer, progress=progress, process=Process()
+        )
+
+    (run.directory / "best").mkdir()
+    for step in (8, 24):
+        save_file({}, run.directory / "best" / f"step_{step}.safetensors")
+    write_json(run.directory / "validation.json", {"reference": [1.5, -2.0]})
+    resumed = validation()
+    resumed.begin(None, 16)  # what is read from files needs no model
+    assert resumed._reference == [1.5, -2.0]
+    assert resumed.facts["best_step"] == 16
+    assert [path.name for path in (run.directory / "best").iterdir()] == ["step_8.safetensors"]
+
+    (run.directory / "validation.json").unlink()
+    lost = validation()
+    lost.begin(None, 16)
+    before = run.metrics()
+    lost.validate(None, 18)
+    assert run.metrics() == before, "without a reference nothing can be said"
 
 
 def turning(recipe: Recipe, directory: Path) -> list[Preference]:

@@ -172,8 +172,10 @@ class Validation:
 
     def begin(self, model: Any, step: int) -> None:
         """Score the reference, or, where a run is resumed, take up what was scored and seen before `step`."""
+        from accelerate.utils import broadcast_object_list
+
         path = self._run.directory / "validation.json"
-        known = read_json(path)
+        known = broadcast_object_list([read_json(path)])[0]  # one looks: the first to be done writes it
         if known is not None and len(known["reference"]) == len(self._tokens):
             self._reference = known["reference"]
         elif step == 0:
