@@ -26,7 +26,7 @@ KEPT = 2  # a new engine checks them before it serves, and it has two seconds fo
 MAX_TOKENS = 12
 CLEAR_NATS = 1.0
 EXAMPLES = ("Explain what a database is.", "What is the largest ocean?")
-EXAMPLE_TOKENS = 48
+EXAMPLE_TOKENS = 32
 
 
 def record_canaries(model: Any, tokenizer: Any) -> list[dict[str, Any]]:

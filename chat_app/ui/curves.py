@@ -36,7 +36,7 @@ class LiveCurves:
             self.plots = [
                 gr.LinePlot(
                     x="step", y="value", color="series", color_map=COLOURS, title=title, height=200, x_title="step",
-                    y_title=" ", min_width=260, show_label=False,
+                    y_title=" ", min_width=300, show_label=False,
                 )
                 for title, _ in PLOTS
             ]  # fmt: skip
