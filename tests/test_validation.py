@@ -195,7 +195,7 @@ def trained(data: Path, preferences: list[Preference], num_processes: int) -> Ru
     plan = Plan(RECIPE, None, num_processes, seed=SEED, practice=None, device="cpu", requested_by="test")
     run = plan_run(plan, snapshot, tiny_model.shared_tiny(), data)
     child = start_training(run.directory, num_processes=num_processes)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     try:
         while is_alive(child.pid, child.start_time):
             assert time.monotonic() < deadline, "\n".join(run.log_tail(30))
