@@ -25,8 +25,6 @@ QUESTIONS = (
 KEPT = 2  # a new engine checks them before it serves, and it has two seconds for everything
 MAX_TOKENS = 12
 CLEAR_NATS = 1.0
-EXAMPLES = ("Explain what a database is.", "What is the largest ocean?")
-EXAMPLE_TOKENS = 32
 
 
 def record_canaries(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
@@ -37,23 +35,6 @@ def record_canaries(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
         if begins := _clear_beginning(model, tokenizer, messages):
             canaries.append({"messages": messages, "prompt": _prompt_text(tokenizer, messages), "begins": begins})
     return sorted(canaries, key=lambda canary: -len(canary["begins"]))[:KEPT]
-
-
-def example_answer(model: Any, tokenizer: Any, question: str) -> str:
-    """The greedy answer to a question, at most `EXAMPLE_TOKENS` long: for people to compare versions by."""
-    import torch
-
-    encoded = tokenizer.apply_chat_template(
-        [Message(role="user", content=question)],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(model.device)
-    with torch.inference_mode():
-        tokens = model.generate(**encoded, do_sample=False, max_new_tokens=EXAMPLE_TOKENS)
-    answer = tokens[0, encoded["input_ids"].shape[1] :]
-    return str(tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
 
 def _clear_beginning(model: Any, tokenizer: Any, messages: list[Message]) -> str:

@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any
 
 from feedback_store.durable import read_json, sync
-from trainer.canaries import EXAMPLE_TOKENS
 from trainer.curves import CURVES, draw
+from trainer.generation import MAX_TOKENS
 from trainer.runs import Run
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "champion": evaluation["champion"] if evaluation else None,
         "warnings": warnings_of(lines, run.training, evaluation),
         "examples": _examples(evaluation),
-        "example_tokens": EXAMPLE_TOKENS,
+        "example_tokens": MAX_TOKENS,
         "pictures": _pictures(lines),
         "asked": _asked(config),
         "preferences": _preferences(config["snapshot"], run.training),

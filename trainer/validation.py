@@ -27,10 +27,10 @@ from typing import Any
 from feedback_store.durable import read_json, sync, write_json
 from feedback_store.preferences import prompt_key
 from feedback_store.records import Preference
-from trainer.evaluate import favour
 from trainer.progress import Progress, pairs_seen
 from trainer.recipe import Recipe
 from trainer.runs import Run
+from trainer.scorer import score_pair
 from trainer.tokens import tokenise
 
 MAX_PAIRS = 40
@@ -220,7 +220,7 @@ class Validation:
 
         was_training = model.training
         model.eval()
-        scores = [favour(model, tokens, model.device) for tokens in self._tokens]
+        scores = [score_pair(model, tokens, model.device).favour for tokens in self._tokens]
         model.train(was_training)
         return list(broadcast_object_list(scores))  # processes must not come to stop at different steps
 
