@@ -113,18 +113,10 @@ def test_the_loss_is_dpos() -> None:
     assert found[LOSS] == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(0.5))) / 2)
 
 
-class Process:
-    """What is asked of accelerate's PartialState, for one process."""
-
-    is_main_process = True
-
-    def wait_for_everyone(self) -> None: ...
-
-
 def test_the_best_weights_come_back_and_old_ones_go(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
     model.bias.requires_grad_(False)
-    best = BestWeights(tmp_path / "best", is_main=True)
+    best = BestWeights(tmp_path / "best")
     first = model.weight.detach().clone()
     best.save(model, 2)
     with torch.no_grad():
@@ -152,9 +144,7 @@ def test_a_resumed_run_knows_its_reference_and_its_best(tmp_path: Path) -> None:
 
     def validation() -> Validation:
         progress = Progress(run, is_main=True)
-        return Validation(
-            run, RECIPE, pairs, every=8, rows=182, tokenizer=tokenizer, progress=progress, process=Process()
-        )
+        return Validation(run, RECIPE, pairs, every=8, rows=182, tokenizer=tokenizer, progress=progress)
 
     (run.directory / "best").mkdir()
     for step in (8, 24):

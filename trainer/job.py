@@ -65,9 +65,8 @@ def train(run: Run) -> None:
     every = steps_between(recipe, len(rows), config.max_steps)
     if aside and every is not None:
         validation = Validation(
-            run, recipe, aside, every=every, rows=len(preferences), tokenizer=tokenizer, progress=progress,
-            process=process,
-        )  # fmt: skip
+            run, recipe, aside, every=every, rows=len(preferences), tokenizer=tokenizer, progress=progress
+        )
         validation.add_to(trainer)
     trainer.train()
     progress.close()

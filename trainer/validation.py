@@ -115,22 +115,21 @@ class Validation:
         rows: int,
         tokenizer: Any,
         progress: Progress,
-        process: Any,
     ) -> None:
-        """`rows`: how many are learned from; `process`: accelerate's PartialState."""
+        """`every`: steps from one validation to the next; `rows`: how many are learned from."""
         self._run = run
         self._recipe = recipe
         self._pairs = pairs
         self._every = every
         self._rows = rows
         self._progress = progress
-        self._process = process
         tokens = [tokenise(tokenizer, pair, recipe.max_length) for pair in pairs]
         self._tokens = [one for one in tokens if one.chosen and one.rejected]
         self._reference: list[float] = []
         self._stop = EarlyStop(recipe.early_stop_patience)
-        self._best = BestWeights(run.directory / "best", is_main=process.is_main_process)
-        self.stopped_at: int | None = None
+        self._best = BestWeights(run.directory / "best")
+        self._steps_before = self._rows_before = 0
+        self.stopped_at: int | None = None  # in steps of the trainer
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -140,12 +139,17 @@ class Validation:
             "every_steps": self._every,
             "prompts": sorted({prompt_key(pair.prompt) for pair in self._pairs}),
             "best_step": self._stop.best_step,
-            "stopped_at": self.stopped_at,
+            "stopped_at": None if self.stopped_at is None else self._steps_before + self.stopped_at,
         }
 
-    def add_to(self, trainer: Any) -> None:
-        """Add the callback, after the one that writes the steps; not where weights are sharded."""
+    def add_to(self, trainer: Any, *, steps_before: int = 0, rows_before: int = 0) -> None:
+        """Add the callback, after the one that writes the steps; not where weights are sharded.
+
+        `…_before` is what earlier trainings of the run have done.
+        """
         from transformers import TrainerCallback
+
+        self._steps_before, self._rows_before = steps_before, rows_before
 
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             self._tokens = []
@@ -166,12 +170,13 @@ class Validation:
                     control.should_training_stop |= validation.stopped_at is not None
 
             def on_save(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
-                validation._best.keep_from = int(state.global_step)
+                validation._best.keep_from = steps_before + int(state.global_step)
 
         trainer.add_callback(Validate())
 
     def begin(self, model: Any, step: int) -> None:
-        """Score the reference, or, where a run is resumed, take up what was scored and seen before `step`."""
+        """Score the reference, or, where a training goes on at `step`, take up what was scored and seen before."""
+        from accelerate import PartialState
         from accelerate.utils import broadcast_object_list
 
         path = self._run.directory / "validation.json"
@@ -180,37 +185,39 @@ class Validation:
             self._reference = known["reference"]
         elif step == 0:
             self._reference = self._scores(model)
-            if self._process.is_main_process:
+            if PartialState().is_main_process:
                 write_json(path, {"reference": self._reference})
         else:
             self._tokens = []
             print("Validation is left out: the run is resumed without validation.json, the reference is not known.")
-        for line in self._run.metrics() if step else ():
-            if ACCURACY in line and line["step"] <= step:
+        for line in self._run.metrics():
+            if ACCURACY in line and self._steps_before < line["step"] <= self._steps_before + step:
                 self._stop.see(line)
-        self._best.forget_after(step)
+        self._best.forget_after(self._steps_before + step)
 
     def validate(self, model: Any, step: int) -> None:
         """One line of `eval/…`; sets `stopped_at` where it is time to stop, with the best weights back in `model`."""
+        from accelerate import PartialState
+
         if not self._tokens:
             return
-        began = time.monotonic()
+        began, at = time.monotonic(), self._steps_before + step
         line = {
-            "step": step,
+            "step": at,
             "time": time.time(),
-            "pairs": pairs_seen(step, self._recipe.batch_size, self._rows),
+            "pairs": self._rows_before + pairs_seen(step, self._recipe.batch_size, self._rows),
             **rewards(self._scores(model), self._reference, self._recipe.beta),
         }
         self._progress.step({**line, "eval/seconds": round(time.monotonic() - began, 3)})
         self._stop.see(line)
         if self._stop.last_is_best and self._recipe.early_stop_patience is not None:
-            self._best.save(model, step)
+            self._best.save(model, at)
         if self._stop.is_due and self._stop.best_step is not None:
-            self._process.wait_for_everyone()
+            PartialState().wait_for_everyone()
             self._best.restore(model, self._stop.best_step)
             self.stopped_at = step
             print(
-                f"Stopped early at step {step}: {self._stop.below} validations in a row were below the accuracy of "
+                f"Stopped early at step {at}: {self._stop.below} validations in a row were below the accuracy of "
                 f"step {self._stop.best_step}, whose weights are kept."
             )
 
@@ -238,19 +245,19 @@ def rewards(policy: Iterable[float], reference: Iterable[float], beta: float) ->
 class BestWeights:
     """The tuned weights of the best validation so far, one file each, in RUN_DIR/best.
 
-    Kept: the newest one, and the newest one that is not after the last checkpoint (`keep_from`), to which a killed run
-    goes back.
+    Written by the main process. Kept: the newest one, and the newest one that is not after the last checkpoint
+    (`keep_from`), to which a killed run goes back.
     """
 
-    def __init__(self, directory: Path, *, is_main: bool) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._is_main = is_main
         self.keep_from = 0
 
     def save(self, model: Any, step: int) -> None:
+        from accelerate import PartialState
         from safetensors.torch import save_file
 
-        if not self._is_main:
+        if not PartialState().is_main_process:
             return
         self._directory.mkdir(exist_ok=True)
         temporary = self._directory / f".step_{step}"
@@ -274,8 +281,10 @@ class BestWeights:
 
     def forget_after(self, step: int) -> None:
         """Remove what a run found after the step it is resumed at."""
-        for one in self._steps() if self._is_main else ():
-            if one > step:
+        from accelerate import PartialState
+
+        for one in self._steps():
+            if one > step and PartialState().is_main_process:
                 self._path(one).unlink()
 
     def _steps(self) -> list[int]:
