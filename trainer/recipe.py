@@ -136,6 +136,8 @@ FIELDS: dict[str, Field] = {
     "replay_ratio": _optional(None, 0, 1e6, "imported rows for each of our own; null: all of them"),
     "max_rater_share": _optional(0.5, 1e-3, 1, "the largest part of the rated rows that one person may have"),
     "max_per_prompt": _optional(8, 1, 10**6, "rows on nearly the same prompt", whole=True),
+    "eval_every_steps": _optional(None, 0, 1e9, "validate every so many steps; 0: never, null: if cheap", whole=True),
+    "early_stop_patience": _optional(3, 1, 1000, "validations below the best that stop; null: go on", whole=True),
     "precision": _choice("auto", ("auto", "fp32", "bf16"), "auto: fp32 on CPU, bf16 on a GPU"),
     "save_every_steps": _optional(None, 1, 10**9, "a checkpoint so often; null: for 5% of the time", whole=True),
     "deadline_minutes": _optional(None, 0.01, 1e6, "stop the run after so long, its checkpoint kept; null: never"),
@@ -178,6 +180,8 @@ class Recipe:
     replay_ratio: float | None
     max_rater_share: float | None
     max_per_prompt: int | None
+    eval_every_steps: int | None
+    early_stop_patience: int | None
     precision: str
     save_every_steps: int | None
     deadline_minutes: float | None
