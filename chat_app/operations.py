@@ -109,6 +109,7 @@ class Trainer(Protocol):
     def report(self, run_id: str) -> Path: ...
     def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]: ...
     def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]: ...
+    def credit(self, version: str, rater: str) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class PickOutcome:
     new_preferences: int
     retrain_every: int
     run_started: str | None
+    credit: str | None
 
     @property
     def versions(self) -> tuple[str, str]:
@@ -136,7 +138,8 @@ class PickOutcome:
             collected=self.new_preferences,
             every=self.retrain_every,
         )
-        return said if self.run_started is None else f"{said} It has started: watch it under Admin."
+        started = None if self.run_started is None else "It has started: watch it under Admin."
+        return " ".join(filter(None, (said, started, self.credit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +358,7 @@ class Operations:
             new,
             self.settings.retrain_every,
             self._start_if_due(new),
+            self._trainer.credit(self.champion(), RATER),
         )
 
     def record_rating(
