@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from chat_app.admission import Admission, Place
@@ -24,6 +25,7 @@ from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
+from chat_app.watching import WatchingOperations
 from feedback_store import practice
 from feedback_store.errors import StoreError
 from feedback_store.records import (
@@ -78,6 +80,7 @@ class RunHandle(Protocol):
     def is_active(self) -> bool: ...
     def as_body(self) -> dict[str, Any]: ...
     def metrics(self) -> list[dict[str, Any]]: ...
+    def log_tail(self, n: int) -> list[str]: ...
 
 
 class Trainer(Protocol):
@@ -103,6 +106,8 @@ class Trainer(Protocol):
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def served(self, version: str) -> ServedVersion: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
+    def report(self, run_id: str) -> Path: ...
+    def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]: ...
     def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]: ...
     def credit(self, version: str, rater: str) -> str | None: ...
 
@@ -181,6 +186,7 @@ class Operations:
         self.metrics.watch(lambda: admission.decoding, lambda: admission.waiting, settings.data_dir)
         self.answers = Answers(store, slot, RATER, admission, self.metrics)
         self.data = DataOperations(settings, store, RATER, self._cancel_active)
+        self.watching = WatchingOperations(store, trainer, self.status)
         self.presets = load_presets(settings.data_dir / FILE)
         self._slot = slot
         self._is_due = is_due

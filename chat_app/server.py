@@ -23,7 +23,17 @@ class Server(uvicorn.Server):
     """`drain` is awaited between the first signal and the closing of the port."""
 
     def __init__(self, app: Any, drain: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=TASKS_S, ws="none"))
+        # loop and http are named: other packages bring faster ones along, which would be taken unseen and untested.
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                timeout_graceful_shutdown=TASKS_S,
+                ws="none",
+                loop="asyncio",
+                http="h11",
+            )
+        )
         self._drain = drain
 
     async def main_loop(self) -> None:

@@ -79,6 +79,13 @@ class Settings(BaseModel):
             description="Start a retrain by itself after this many new preferences from picks; 0: only when asked.",
         ),
     ] = 50
+    trackers: Annotated[
+        str,
+        Field(
+            pattern=r"^((tensorboard|trackio)(,(tensorboard|trackio))*)?$",
+            description="Where runs are drawn too: `tensorboard`, `trackio`, or both with a comma (extras to install).",
+        ),
+    ] = ""
     redact: Annotated[
         bool, Field(description="Hide e-mail addresses, phone numbers and keys on the way into a snapshot.")
     ] = True

@@ -16,11 +16,15 @@ from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer.comparison_table import table
 from trainer.credits import credits_of
-from trainer.errors import BadRecipe, BadRunRequest, TrainerError
+from trainer.errors import BadRecipe, BadRunRequest, TrainerError, TrainingUnavailable
+from trainer.judged import judged_runs
+from trainer.launch import check_training_available
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
+from trainer.report import REPORT, ensure_report
 from trainer.runs import Run
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
+from trainer.worth import expect
 
 
 class TrainerRoom:
@@ -30,7 +34,13 @@ class TrainerRoom:
         self._settings = settings
         self._store = store
         self._base = base_model(settings)
-        self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
+        self.supervisor = Supervisor(
+            settings.data_dir,
+            self._base,
+            partial(freeze, settings, store),
+            store.champion,
+            trackers=tuple(filter(None, settings.trackers.split(","))),
+        )
 
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
@@ -97,6 +107,28 @@ class TrainerRoom:
             return ()
         recorded = self.supervisor.versions.canaries(version)
         return tuple(Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in recorded)
+
+    def report(self, run_id: str) -> Path:
+        """The report of a run that has ended, written now where it is not there. Raises RunNotFound, BadRunRequest."""
+        run = self.supervisor.run(run_id)
+        if run.is_active:
+            raise BadRunRequest(
+                f"Run {run_id} is {run.state.value}: its report is written when it has ended. "
+                f"Watch it meanwhile with `zloop runs {run_id} --follow`."
+            )
+        path = run.directory / REPORT
+        written = path if path.is_file() else ensure_report(run)
+        if written is None:
+            raise TrainingUnavailable(f"The report of {run_id} could not be written; the server's log says why.")
+        return written
+
+    def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]:
+        """What the default recipe on `train_rows` rows is expected to gain over `champion`."""
+        check_training_available()
+        recipe = load_recipe(DEFAULT)
+        rows = min(train_rows, recipe.total_steps(train_rows) * recipe.batch_size)
+        runs = judged_runs(self.supervisor.runs(), self._base.name)
+        return expect(runs, champion, rows, new, percent_agreement=percent_agreement).as_dict()
 
     def evaluate(self, version: str, against: str) -> dict[str, Any]:
         evaluation = self.supervisor.evaluate(version, against)

@@ -65,7 +65,7 @@ def test_every_command_stands_in_the_readme() -> None:
 
 
 def test_every_route_stands_in_the_readme() -> None:
-    routes = create_api(SimpleNamespace(data=None), {}).openapi()["paths"]  # type: ignore[arg-type]
+    routes = create_api(SimpleNamespace(data=None, watching=None), {}).openapi()["paths"]  # type: ignore[arg-type]
     for path, methods in routes.items():
         for method in methods:
             assert f"{method.upper()} {path}" in README, f"{method.upper()} {path}"

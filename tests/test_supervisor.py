@@ -114,6 +114,9 @@ def test_a_run_finishes_with_a_verdict_and_a_version(place: Place, supervisor: S
     assert manifest.run_id == run.run_id
     assert manifest.snapshot == body["snapshot"]
 
+    wait_until("the report is there", (run.directory / "report.html").is_file)
+    assert ">v1</b>" in (run.directory / "report.html").read_text()
+
     place.champion = "v1"
     with pytest.raises(BadRunRequest, match="itself"):
         supervisor.evaluate("v1")
@@ -137,6 +140,7 @@ def test_cancelling_leaves_no_process(supervisor: Supervisor) -> None:
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
     assert run.version is None
     assert run.error is None
+    wait_until("the report is there", (run.directory / "report.html").is_file)
     supervisor.cancel(run.run_id)  # again: nothing happens
     with pytest.raises(RunNotFound):
         supervisor.cancel("run_unknown")
@@ -398,6 +402,8 @@ def test_a_state_that_cannot_be_written_is_written_later(
     assert run.error is not None
     assert "snapshot" in run.error
     assert failures == []
+    wait_until("the report is there", (run.directory / "report.html").is_file)
+    assert "snapshot" in (run.directory / "report.html").read_text()
 
 
 def test_importing_the_supervisor_is_light() -> None:

@@ -52,6 +52,7 @@ class Plan:
     requested_by: str
     texts: dict[str, Any] | None = None
     dialogues: dict[str, Any] | None = None
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) ->
         },
         device=plan.device,
         requested_by=plan.requested_by,
+        trackers=list(plan.trackers),
     )
     return Run.create(data_dir / "runs", config)
 

@@ -1,8 +1,9 @@
 """Room on the disk for a run: asked before it starts, and said in numbers when it was not enough after all.
 
-Needed are the checkpoints (those kept and the one being written), the adapter in its forms, in the run and in the
-version, and the base's Hugging Face directory where it is still to be made. Parameters are counted from the headers of
-the base's files. Not covered: a model of the hub that is not here yet; what other programs write meanwhile.
+Needed are the checkpoints (those kept and the one being written), the adapter or whole model in its forms, in the run
+and in the version, what lies between two stages, and the base's Hugging Face directory where it is still to be made.
+Parameters are counted from the headers of the base's files. Not covered: a model of the hub that is not here yet; what
+other programs write meanwhile.
 """
 
 from __future__ import annotations
@@ -53,12 +54,15 @@ def bytes_needed(base: BaseModel, models_dir: Path, recipe: Recipe) -> int:
         shapes = dict(_gguf_shapes(base.gguf))
     else:
         return SLACK
-    trained = recipe.lora_rank * sum(  # a pair of factors for each linear layer
+    whole = sum(math.prod(shape) for shape in shapes.values())
+    adapter = recipe.lora_rank * sum(
         sum(shape) for name, shape in shapes.items() if len(shape) == 2 and not _NOT_ADAPTED.search(name)
     )
-    checkpoints = (KEPT + 1) * (1 + _ADAM) * trained
-    conversion = 0 if converted else sum(math.prod(shape) for shape in shapes.values())
-    return SLACK + _FLOAT * (checkpoints + _FORMS * trained + conversion)
+    trained, stages = whole if recipe.is_full else adapter, len(recipe.stages())
+    checkpoints = stages * (KEPT + 1) * (1 + _ADAM) * trained
+    between = whole if stages > 1 and not recipe.is_full else 0  # the base with the first adapter merged
+    conversion = 0 if converted else whole
+    return SLACK + _FLOAT * (checkpoints + _FORMS * trained + between + conversion)
 
 
 def is_disk_full(error: BaseException) -> bool:

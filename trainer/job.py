@@ -71,6 +71,7 @@ def train(run: Run) -> None:
         facts = _train_stages(setting, process)
         if process.is_main_process:
             _unite(checkpoints, weights)
+    progress.close()
     if process.is_main_process:
         write_gguf_form(run, base_dir)
         write_json(run.directory / "training.json", {**_sums(facts), "base_directory": str(base_dir)})
@@ -121,6 +122,8 @@ def _train_stage(
     progress.start("training", total_steps=steps_before + stage.total_steps + to_come)
     trainer = stage.trainer
     trainer.add_callback(watch(stage, recipe.batch_size, progress, steps_before=steps_before, rows_before=rows_before))
+    if stage.validation is not None:
+        stage.validation.add_to(trainer, steps_before=steps_before, rows_before=rows_before)
     train_from_last(
         trainer,
         setting.run.directory / "metrics.jsonl",
@@ -128,16 +131,20 @@ def _train_stage(
         say=partial(print, flush=True),
         begins_at=lambda step: progress.write("training", from_step=steps_before + step),
     )
-    _check_all_seen(trainer, stage.total_steps)
+    steps = stage.total_steps
+    if stage.validation is not None and stage.validation.stopped_at is not None:
+        steps = stage.validation.stopped_at
+    _check_all_seen(trainer, steps)
     save_weights(trainer, saved, str(config.base["name"]))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
         "method": recipe.method,
-        "steps": stage.total_steps,
+        "steps": steps,
         "pairs": stage.rows,
         "dropped_over_long": stage.dropped_over_long,
         "first_loss": losses[0],
         "last_loss": losses[-1],
+        "validation": stage.validation.facts if stage.validation else None,
         **stage.facts,
     }
 

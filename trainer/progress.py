@@ -1,6 +1,7 @@
 """What a training child tells its parent: progress.json (the heartbeat) and metrics.jsonl (a line a step).
 
-`watch` makes the Trainer's callback: it writes each step's line and stops a training that has gone wrong.
+`watch` makes the Trainer's callback: it writes each step's line and stops a training that has gone wrong. Lines of a
+validation (`validation.py`) have the keys `eval/…` and no `loss`. Each line goes to the trackers too.
 """
 
 from __future__ import annotations
@@ -8,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feedback_store.durable import write_json
+from feedback_store.records import Preference
 from trainer.errors import Diverged, WrongStart
 from trainer.runs import Run
+from trainer.tokens import tokenise
+from trainer.trackers import Trackers
 
 if TYPE_CHECKING:
     from trainer.stage import Stage
@@ -31,6 +35,7 @@ class Progress:
         self._directory = run.directory
         self._is_main = is_main
         self._facts: dict[str, Any] = {}
+        self._trackers = Trackers(run.config.trackers, run.directory, run.metrics)
 
     def start(self, stage: str, **facts: Any) -> None:
         """A new stage begins now."""
@@ -48,7 +53,12 @@ class Progress:
         if self._is_main:
             with (self._directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            self._trackers.log(line)
             self.write("training")
+
+    def close(self) -> None:
+        """No more steps: close the trackers."""
+        self._trackers.close()
 
 
 def metrics_line(step: int, pairs: int, logs: Mapping[str, float], now: float) -> dict[str, Any]:
@@ -101,8 +111,10 @@ def watch(stage: Stage, batch_size: int, progress: Progress, *, steps_before: in
                 return
             step = int(state.global_step)
             check_step(step, logs, stage.first_loss(logs))
-            rows = rows_before + pairs_seen(step, batch_size, stage.rows)
-            progress.step(metrics_line(steps_before + step, rows, logs, time.time()))
+            rows = pairs_seen(step, batch_size, stage.rows)
+            if stage.lengths is not None and "lengths/chosen" not in logs:
+                logs = {**logs, **stage.lengths(pairs_seen(step - 1, batch_size, stage.rows), rows)}
+            progress.step(metrics_line(steps_before + step, rows_before + rows, logs, time.time()))
 
     return Watch()
 
@@ -111,3 +123,17 @@ def pairs_seen(step: int, batch_size: int, rows: int) -> int:
     """Pairs gone through after `step` steps; the last step of an epoch may be short."""
     epochs, rest = divmod(step, math.ceil(rows / batch_size))
     return epochs * rows + rest * batch_size
+
+
+def lengths_of(preferences: Sequence[Preference], tokenizer: Any, max_length: int) -> Callable[[int, int], Any]:
+    """For `Stage`: mean tokens of chosen and rejected, as they are learned from, of rows seen in the order given."""
+
+    def lengths(first: int, last: int) -> dict[str, float]:
+        rows = [preferences[number % len(preferences)] for number in range(first, last)]
+        tokens = [tokenise(tokenizer, row, max_length) for row in rows]
+        return {
+            "lengths/chosen": sum(len(one.chosen) for one in tokens) / len(tokens),
+            "lengths/rejected": sum(len(one.rejected) for one in tokens) / len(tokens),
+        }
+
+    return lengths

@@ -137,6 +137,8 @@ FIELDS: dict[str, Field] = {
     "replay_ratio": _optional(None, 0, 1e6, "imported rows for each of our own; null: all of them"),
     "max_rater_share": _optional(0.5, 1e-3, 1, "the largest part of the rated rows that one person may have"),
     "max_per_prompt": _optional(8, 1, 10**6, "rows on nearly the same prompt", whole=True),
+    "eval_every_steps": _optional(None, 0, 1e9, "validate every so many steps; 0: never, null: if cheap", whole=True),
+    "early_stop_patience": _optional(3, 1, 1000, "validations below the best that stop; null: go on", whole=True),
     "precision": _choice("auto", ("auto", "fp32", "bf16"), "auto: fp32 on CPU, bf16 on a GPU"),
     "save_every_steps": _optional(None, 1, 10**9, "a checkpoint so often; null: for 5% of the time", whole=True),
     "deadline_minutes": _optional(None, 0.01, 1e6, "stop the run after so long, its checkpoint kept; null: never"),
@@ -179,6 +181,8 @@ class Recipe:
     replay_ratio: float | None
     max_rater_share: float | None
     max_per_prompt: int | None
+    eval_every_steps: int | None
+    early_stop_patience: int | None
     precision: str
     save_every_steps: int | None
     deadline_minutes: float | None
@@ -204,21 +208,15 @@ class Recipe:
         return [first, replace(self, method=DPO)]
 
     def halved(self, times: int) -> Recipe:
-        """The same steps with less in memory at once: micro batch and tokens halved so many times."""
+        """The same steps with less in memory at once: micro batch and tokens halved so many times, down to one pair."""
         if times == 0:
             return self
+        least = 2 if self.method == KTO else 1
+        smaller = replace(self, micro_batch_size=max(least, self.micro_batch_size >> times))
+        if self.method not in _ON_PAIRS or self.fast_step == "off":
+            return smaller
         tokens = (self.tokens_per_batch or LITTLE_TOKENS) >> times
-        changes: dict[str, Any] = {"micro_batch_size": max(1, self.micro_batch_size >> times)}
-        if self.method in _ON_PAIRS:
-            changes["tokens_per_batch"] = max(FEWEST_TOKENS, tokens)
-        return replace(self, **changes)
-
-    @property
-    def can_be_halved(self) -> bool:
-        """Whether fewer rows in memory at once are possible; the fast step always keeps one pair."""
-        tokens = self.tokens_per_batch or LITTLE_TOKENS
-        takes_fast_step = self.method in _ON_PAIRS and self.fast_step == "auto"
-        return self.micro_batch_size > 1 or (takes_fast_step and tokens > FEWEST_TOKENS)
+        return replace(smaller, tokens_per_batch=max(FEWEST_TOKENS, tokens))
 
     def mix(self, seed: int) -> Mix:
         """Which preferences a snapshot for this recipe takes."""

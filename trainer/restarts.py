@@ -30,7 +30,11 @@ def prepare_restart(run: Run, stage: str, reason: str, *, is_out_of_memory: bool
     record = run.record
     if is_out_of_memory or run.failure_kind == OutOfMemory.__name__:
         recipe = from_mapping(run.config.recipe_name, run.config.recipe)
-        if stage != "training" or not recipe.retry_half_batch or not recipe.halved(run.halvings).can_be_halved:
+        if (
+            stage != "training"
+            or not recipe.retry_half_batch
+            or recipe.halved(run.halvings) == recipe.halved(run.halvings + 1)
+        ):
             raise ChildFailed(reason)
         run.restart(halvings=run.halvings + 1)
         return 0.0

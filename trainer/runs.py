@@ -11,7 +11,10 @@
       model/            or the whole model, where every weight moved; model.gguf beside it    child
       checkpoints/      where a killed training goes on from (`checkpoints.py`)               child
       training.json     the result of training, written last                                  child
+      validation.json   how the reference scores the rows kept aside; best/ the best weights   child
+      tensorboard/, trackio/   the same lines as metrics.jsonl, where asked for                child
       evaluation.json   the result of the evaluation, written last                            child
+      report.html       all of it for people, written after the end (`report.py`)              parent
       failure.json      a child's own sentence about why it stopped                           child
 
 Each file has one writer, so nothing is locked across processes, and a server that was killed finds all of it again.
@@ -26,7 +29,7 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -72,6 +75,7 @@ class RunConfig:
     snapshot: dict[str, Any]
     device: str
     requested_by: str
+    trackers: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -230,7 +234,9 @@ class Run:
 
     def as_body(self) -> dict[str, Any]:
         """The body of GET /v1/runs/{id}."""
-        config, record, metrics, progress = self.config, self.record, self.metrics(), self.progress
+        config, record, lines, progress = self.config, self.record, self.metrics(), self.progress
+        metrics = [line for line in lines if "loss" in line]
+        validations = [line for line in lines if "loss" not in line][-1:]
         step = int(metrics[-1]["step"]) if metrics else 0
         total_steps = int(progress.get("total_steps") or config.snapshot["planned_steps"])
         evaluation = self.evaluation
@@ -240,7 +246,7 @@ class Run:
             "step": step,
             "total_steps": total_steps,
             "eta_s": self._eta_s(RunState(record["state"]), metrics, total_steps, progress),
-            "metrics": _numbers(metrics[-1]) if metrics else {},
+            "metrics": {key: value for line in [*validations, *metrics[-1:]] for key, value in _numbers(line).items()},
             "version": record.get("version"),
             "verdict": record.get("verdict"),
             "error": record.get("error"),

@@ -16,7 +16,7 @@ from feedback_store.records import Preference
 from trainer.base_model import BaseModel, ensure_base
 from trainer.errors import JobError
 from trainer.packing import pair_layout
-from trainer.tokens import tokenise
+from trainer.tokens import PairTokens, tokenise
 
 # PEFT matches adapter names by substring: neither of these is part of the other, nor of a module's name.
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -77,29 +77,35 @@ class Scorer:
             yield model
 
     def score(self, name: str, preference: Preference) -> PairScore | None:
-        """Both answers as one side finds them; None where the prompt is too long.
-
-        Both answers stand behind one prompt in one row; a mask hides `chosen` from `rejected` and position ids start
-        again after the prompt, which gives the same numbers as two passes with less work.
-        """
-        import torch
-
+        """Both answers as one side finds them; None where the prompt is too long."""
         tokens = tokenise(self.tokenizer, preference, self._max_length)
         if not tokens.chosen or not tokens.rejected:
             return None
-        layout = pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
-        answers = tokens.chosen + tokens.rejected
-        with torch.inference_mode(), self.model(name) as model:
-            logits = model(
-                input_ids=torch.tensor([tokens.prompt + answers], device=self._device),
-                position_ids=torch.tensor([layout.positions], device=self._device),
-                attention_mask=layout.visible().to(self._device)[None, None],
-                logits_to_keep=torch.tensor(layout.predicting, device=self._device),
-            ).logits[0]
-            wanted = torch.tensor(answers, device=self._device)[:, None]
-            each = torch.log_softmax(logits.float(), dim=-1).gather(-1, wanted).double()
-        cut = len(tokens.chosen)
-        return PairScore(float(each[:cut].sum()), float(each[cut:].sum()), cut)
+        with self.model(name) as model:
+            return score_pair(model, tokens, self._device)
+
+
+def score_pair(model: Any, tokens: PairTokens, device: Any) -> PairScore:
+    """Both answers of one pair as `model` finds them.
+
+    Both answers stand behind one prompt in one row; a mask hides `chosen` from `rejected` and position ids start again
+    after the prompt, which gives the same numbers as two passes with less work.
+    """
+    import torch
+
+    layout = pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
+    answers = tokens.chosen + tokens.rejected
+    with torch.no_grad():  # not inference_mode: a model that is being trained may keep what it makes here
+        logits = model(
+            input_ids=torch.tensor([tokens.prompt + answers], device=device),
+            position_ids=torch.tensor([layout.positions], device=device),
+            attention_mask=layout.visible().to(device)[None, None],
+            logits_to_keep=torch.tensor(layout.predicting, device=device),
+        ).logits[0]
+        wanted = torch.tensor(answers, device=device)[:, None]
+        each = torch.log_softmax(logits.float(), dim=-1).gather(-1, wanted).double()
+    cut = len(tokens.chosen)
+    return PairScore(float(each[:cut].sum()), float(each[cut:].sum()), cut)
 
 
 def _device(device: str) -> str:

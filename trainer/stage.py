@@ -15,6 +15,7 @@ from trainer.progress import FirstLoss, Progress
 from trainer.recipe import Recipe
 from trainer.runs import Run
 from trainer.tuning import model_init, uses_bf16
+from trainer.validation import Validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Setting:
 class Stage:
     """What a method gives back: TRL's trainer, ready, on `rows` rows; `facts` is more for training.json.
 
-    `first_loss` says, given the log of the first step, where its loss must lie; None: anywhere.
+    `first_loss` says, given the log of the first step, where its loss must lie; None: anywhere. `lengths(first, last)`
+    gives `lengths/…` of the rows between these counts, for a trainer that does not log them.
     """
 
     trainer: Any
@@ -42,6 +44,8 @@ class Stage:
     dropped_over_long: int
     first_loss: Callable[[Mapping[str, float]], FirstLoss | None]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    lengths: Callable[[int, int], Mapping[str, float]] | None = None
+    validation: Validation | None = None
 
 
 def shared_arguments(setting: Setting, total_steps: int) -> dict[str, Any]:

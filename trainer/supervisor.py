@@ -38,9 +38,11 @@ from trainer.recipe import (
     from_mapping,
     load_recipe,
 )
+from trainer.report import ensure_report
 from trainer.restarts import check_resumable
 from trainer.runs import Run, RunState, list_runs
 from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
+from trainer.trackers import check_trackers
 from trainer.tuning import check_tuning
 from trainer.versions import Versions
 
@@ -60,7 +62,7 @@ class Supervisor:
     """Starts, watches, cancels and lists runs. Thread-safe.
 
     `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
-    `cpu_count`: cores to plan with, by default those this process may use.
+    `cpu_count`: cores to plan with, by default those this process may use. `trackers`: see `trackers.py`.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Supervisor:
         freeze: Callable[[str | None, Mix], Snapshot],
         champion: Callable[[], str],
         cpu_count: int | None = None,
+        *,
+        trackers: tuple[str, ...] = (),
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.base = base
@@ -78,6 +82,7 @@ class Supervisor:
         self._freeze = freeze
         self._champion = champion
         self._cpu_count = cpu_count
+        self._trackers = trackers
         self._starting = threading.Lock()
         self._changed = threading.Condition()
         self._active: Run | None = None
@@ -127,6 +132,7 @@ class Supervisor:
             with self._changed:
                 self._active = None
                 self._changed.notify_all()
+            ensure_report(run)
 
     def _act(self, run: Run) -> None:
         """Bring one run to its end, whatever happens."""
@@ -179,10 +185,10 @@ class Supervisor:
         with self._starting:
             self._refuse_second()
             check_training_available()
+            check_trackers(self._trackers)
             gpus = gpu_count()
-            chosen = _with_deadline(
-                load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes), deadline_minutes
-            )
+            named = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
+            chosen = _with_deadline(named, deadline_minutes)
             check_tuning(chosen, "gpu" if gpus else "cpu")
             plan = Plan(
                 recipe=chosen,
@@ -194,6 +200,7 @@ class Supervisor:
                 requested_by=requested_by,
                 texts=self._texts(chosen),
                 dialogues=None if practice else self._dialogues(chosen),
+                trackers=self._trackers,
             )
             chosen.micro_batch(plan.num_processes)
             if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
@@ -201,10 +208,10 @@ class Supervisor:
                     f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
                     "Practise with another recipe."
                 )
-            mix = plan.recipe.mix(plan.seed)
+            check_disk(self.data_dir, self.base, chosen)
+            mix = chosen.mix(plan.seed)
             if plan.dialogues and chosen.method == SFT:
                 mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
-            check_disk(self.data_dir, self.base, plan.recipe)
             snapshot = self._freeze(practice, mix)
             run = plan_run(plan, snapshot, self.base, self.data_dir)
             self._take_on(run)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 
 from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
+from chat_app.ui.curves import LOG_LINES, LiveCurves
 from chat_app.ui.data import DataSection
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
@@ -21,7 +21,6 @@ from feedback_store.practice import TASTES
 from feedback_store.records import OWN_SOURCES
 
 EVERY_S = 1.0
-PLOTS = (("loss", "loss"), ("rewards/margins", "rewards/margins"), ("rewards/accuracies", "rewards/accuracies"))
 ENDED = ("finished", "failed", "cancelled")
 
 Updates = dict[Any, Any]
@@ -69,20 +68,7 @@ class AdminPage:
                 self.practise = gr.Button("Start practice", elem_id="start-practice")
         self.message = gr.Markdown(elem_id="message-line")
         self.run = gr.HTML(padding=False, elem_id="run")
-        with gr.Row(visible=False) as self.plots_row:
-            self.plots = {
-                key: gr.LinePlot(
-                    x="step",
-                    y=key,
-                    title=title,
-                    height=200,
-                    x_title="step",
-                    y_title=" ",
-                    min_width=220,
-                    show_label=False,
-                )
-                for key, title in PLOTS
-            }
+        self.curves = LiveCurves()
         with gr.Row():
             self.promote_newest = gr.Button("Promote", visible=False, elem_id="promote-newest")
         gr.Markdown("### Versions")
@@ -112,7 +98,7 @@ class AdminPage:
 
     def _wire(self, page: gr.Blocks) -> None:
         view = [
-            self.bar, self.overview, self.run, self.plots_row, *self.plots.values(), self.promote_newest,
+            self.bar, self.overview, self.run, *self.curves.components, self.promote_newest,
             self.versions, self.version, self.cancel, self.resume, self.start, self.practise, self.rollback,
             self.seen,
         ]  # fmt: skip
@@ -153,10 +139,9 @@ class AdminPage:
         others = [row["version"] for row in rows if row["version"] != status.champion]
         return {
             self.bar: navigation("Admin", status),
-            self.overview: overview(status, body),
+            self.overview: overview(status, body, self._worth(status)),
             self.run: run_card(body) if body is not None else "",
-            self.plots_row: gr.Row(visible=len(lines) > 1),
-            **{plot: gr.LinePlot(value=_points(lines, key)) for key, plot in self.plots.items()},
+            **self.curves.look(lines, newest.log_tail(LOG_LINES) if newest is not None else []),
             self.promote_newest: self._promote_button(body, status.champion),
             self.versions: versions_table(rows),
             self.version: gr.Dropdown(choices=others, value=others[-1] if others else None),
@@ -178,6 +163,15 @@ class AdminPage:
         newest.pop("eta_s", None)
         status = self.operations.status()
         return repr((newest, status.champion, status.serving, status.new_preferences, status.counts, status.problem))
+
+    def _worth(self, status: Status) -> str:
+        """The estimate in a sentence; nothing while there is nothing to learn from, or where it cannot be had."""
+        if not status.counts.train:
+            return ""
+        try:
+            return str(self.operations.watching.worth()["sentence"])
+        except self.refusals:
+            return ""
 
     @staticmethod
     def _promote_button(body: Mapping[str, Any] | None, champion: str) -> gr.Button:
@@ -292,8 +286,8 @@ class AdminPage:
         return self.look() | {self.message: done.format(what)}
 
 
-def overview(status: Status, run: Mapping[str, Any] | None) -> str:
-    """One sentence of health, what is served, what waits, one next step."""
+def overview(status: Status, run: Mapping[str, Any] | None, worth: str = "") -> str:
+    """One sentence of health, what is served, what waits, one next step, whether a retrain is worth it."""
     counts = status.counts
     own = sum(counts.preferences.get(source, 0) for source in OWN_SOURCES)
     imported = sum(counts.preferences.values()) - own
@@ -312,6 +306,7 @@ def overview(status: Status, run: Mapping[str, Any] | None) -> str:
     return (
         f'<p class="zl-health">{escape(health)} <b>Next:</b> {escape(next_step(status, run))}</p>'
         f'<div class="zl-cards">{shown}</div>'
+        + (f'<p id="worth"><b>Worth retraining yet?</b> {escape(worth)}</p>' if worth else "")
     )
 
 
@@ -345,6 +340,9 @@ def run_card(body: Mapping[str, Any]) -> str:
         head += f'<div class="zl-log">{escape(body["error"])}</div>'
     if body["verdict"]:
         head += verdict_card(body)
+    if body["state"] in ENDED:
+        report = f"/v1/runs/{escape(body['run_id'])}/report"
+        head += f'<p><a href="{report}" target="_blank" rel="noopener">Report</a></p>'
     return f'<div class="zl-card">{head}</div>'
 
 
@@ -361,13 +359,8 @@ def _details(body: Mapping[str, Any]) -> str:
     parts = [f"recipe {body['recipe']}{how}", processes]
     if body["state"] in ("training", *ENDED) and metrics:
         parts.append(f"step {body['step']} of {body['total_steps']}{eta if body['state'] == 'training' else ''}")
-        parts.append(f"loss {metrics['loss']:.4f}")
-        if "rewards/margins" in metrics:
-            parts.append(f"rewards/margins {metrics['rewards/margins']:+.3f}")
-        if "rewards/accuracies" in metrics:
-            parts.append(f"rewards/accuracies {metrics['rewards/accuracies']:.0%}")
-        parts.append(f"rewards/margins {metrics['rewards/margins']:+.3f}")
-        parts.append(f"rewards/accuracies {metrics['rewards/accuracies']:.0%}")
+        forms = (("loss", ".4f"), ("rewards/margins", "+.3f"), ("rewards/accuracies", ".0%"))
+        parts += [f"{key} {metrics[key]:{form}}" for key, form in forms if key in metrics]
     if body.get("resumed"):
         parts.append(f"resumed {body['resumed']} time{'' if body['resumed'] == 1 else 's'}")
     progress = body.get("evaluation_progress")
@@ -406,10 +399,6 @@ def versions_table(rows: Sequence[Mapping[str, Any]]) -> str:
         '<div class="zl-scroll"><table class="zl-table"><thead><tr><th>Version</th><th>State</th><th>What it is</th>'
         f"<th>Made</th></tr></thead><tbody>{lines}</tbody></table></div>"
     )
-
-
-def _points(lines: Sequence[Mapping[str, Any]], key: str) -> pd.DataFrame:
-    return pd.DataFrame({"step": [line["step"] for line in lines], key: [line.get(key) for line in lines]})
 
 
 def _named(run: RunHandle) -> str:

@@ -17,19 +17,21 @@ from typing import Any
 from feedback_store.records import Preference
 from feedback_store.snapshots import load_preferences, load_snapshot
 from trainer.errors import NothingToTrainOn
-from trainer.progress import FIRST_LOSS, FirstLoss, reference_loss
+from trainer.progress import FIRST_LOSS, FirstLoss, lengths_of, reference_loss
 from trainer.recipe import Recipe
 from trainer.reference_cache import REFERENCES, ReferenceCache, fingerprint
 from trainer.stage import Setting, Stage, shared_arguments
 from trainer.tokens import tokenise
 from trainer.tuning import adapter_config
+from trainer.validation import Validation, set_aside, steps_between
 
 
 def prepare(setting: Setting) -> Stage:
     """The trainer on the preferences of the run's snapshot. Raises NothingToTrainOn."""
     config, recipe, tokenizer = setting.run.config, setting.recipe, setting.tokenizer
     preferences = load_preferences(load_snapshot(Path(config.snapshot["directory"])).train_path)
-    rows, dropped = choose_rows(preferences, recipe, config.max_steps, config.seed, tokenizer)
+    kept, aside = set_aside(preferences, recipe, config.max_steps)
+    rows, dropped = choose_rows(kept, recipe, config.max_steps, config.seed, tokenizer)
     total_steps = recipe.total_steps(len(rows), config.max_steps)
     trainer = make_trainer(
         recipe,
@@ -40,7 +42,27 @@ def prepare(setting: Setting) -> Stage:
         references=Path(config.models_dir) / REFERENCES,
         report=lambda done, total: setting.progress.write("references", references={"done": done, "total": total}),
     )
-    return Stage(trainer, len(rows), total_steps, dropped, partial(first_loss, recipe), trainer.facts)
+    return Stage(
+        trainer,
+        len(rows),
+        total_steps,
+        dropped,
+        partial(first_loss, recipe),
+        trainer.facts,
+        lengths_of(rows, tokenizer, recipe.max_length),
+        _validation(setting, len(preferences), aside, len(rows)),
+    )
+
+
+def _validation(setting: Setting, rows: int, aside: Sequence[Preference], learned: int) -> Validation | None:
+    """On the rows set aside of all `rows`; `learned` is how many the training sees."""
+    every = steps_between(setting.recipe, rows, setting.run.config.max_steps)
+    if not aside or every is None:
+        return None
+    return Validation(
+        setting.run, setting.recipe, aside, every=every, rows=learned, tokenizer=setting.tokenizer,
+        progress=setting.progress,
+    )  # fmt: skip
 
 
 def choose_rows(
