@@ -26,10 +26,24 @@ class TrainerRoom:
         self._settings = settings
         self._store = store
         self._base = base_model(settings)
-        self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
+        self.supervisor = Supervisor(
+            settings.data_dir,
+            self._base,
+            partial(freeze, settings, store),
+            store.champion,
+            launcher=settings.launcher,
+            strategy=None if settings.strategy == "auto" else settings.strategy,
+            launcher_options={"slurm": settings.slurm_options, "ray": settings.ray_address},
+        )
 
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
+
+    def prepare_by_hand(self, **request: Any) -> dict[str, Any]:
+        return self.supervisor.prepare_by_hand(**request)
+
+    def command(self, run_id: str) -> dict[str, Any]:
+        return self.supervisor.command(run_id)
 
     def cancel(self, run_id: str) -> Run:
         return self.supervisor.cancel(run_id)

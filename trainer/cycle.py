@@ -21,8 +21,9 @@ from feedback_store.durable import write_json
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot, load_snapshot
 from trainer.base_model import BaseModel
+from trainer.command import LOCAL, Launch
 from trainer.errors import ChildFailed, TrainerError
-from trainer.launch import Child, is_alive, kill_tree, start_evaluation, start_training
+from trainer.launchers import EVALUATION, TRAINING, Job, Launcher, Work, job_of, launcher_for
 from trainer.recipe import Recipe
 from trainer.runs import Run, RunConfig, RunState, new_run_id
 from trainer.verdict import Verdict, decide
@@ -44,6 +45,7 @@ class Plan:
     practice: str | None
     device: str
     requested_by: str
+    launch: Launch = LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class Surroundings:
     cores: int | None = None
 
 
-def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) -> Run:
-    """Make the run directory, state `queued`."""
+def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path, folder: str = "runs") -> Run:
+    """Make the run directory in `folder` of the data directory, state `queued`."""
     now = datetime.now(UTC)
     config = RunConfig(
         run_id=new_run_id(now),
@@ -80,8 +82,9 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) ->
         },
         device=plan.device,
         requested_by=plan.requested_by,
+        launch=plan.launch.kept(),
     )
-    return Run.create(data_dir / "runs", config)
+    return Run.create(data_dir / folder, config)
 
 
 def run_cycle(run: Run, around: Surroundings) -> None:
@@ -104,17 +107,9 @@ def ensure_prepared(run: Run) -> Snapshot:
 def ensure_trained(run: Run, around: Surroundings) -> None:
     """training.json and the adapter are there afterwards."""
     if run.training is None:
-        config = run.config
-        child = _ensure_child(
-            run,
-            "training",
-            lambda: start_training(
-                run.directory, num_processes=config.num_processes, device=config.device, cores=around.cores
-            ),
-        )
-        _wait_for(run, child, lambda: run.training, around.wait)
+        _run_child(run, TRAINING, lambda: run.training, around)
     if run.training is None:
-        raise ChildFailed(reason_of_death(run, "training"))
+        raise ChildFailed(reason_of_death(run, TRAINING))
 
 
 def ensure_evaluated(run: Run, snapshot: Snapshot, around: Surroundings) -> dict[str, Any]:
@@ -124,15 +119,10 @@ def ensure_evaluated(run: Run, snapshot: Snapshot, around: Surroundings) -> dict
             champion, candidate = around.champion(), around.versions.next_name(run.config.practice)
             _write_comparison(run, snapshot, candidate, champion, around.versions)
             run.move(RunState.EVALUATING, champion=champion, candidate=candidate)
-        child = _ensure_child(
-            run,
-            "evaluation",
-            lambda: start_evaluation(run.directory, device=run.config.device, cores=around.cores),
-        )
-        _wait_for(run, child, lambda: run.evaluation, around.wait)
+        _run_child(run, EVALUATION, lambda: run.evaluation, around)
     evaluation = run.evaluation
     if evaluation is None:
-        raise ChildFailed(reason_of_death(run, "evaluation"))
+        raise ChildFailed(reason_of_death(run, EVALUATION))
     return evaluation
 
 
@@ -211,21 +201,35 @@ def _version(version: str, adapter: Path | None) -> dict[str, str | None]:
     return {"version": version, "adapter": str(adapter.absolute()) if adapter else None}
 
 
-def _ensure_child(run: Run, stage: str, start: Callable[[], Child]) -> Child:
+def end_children(run: Run) -> None:
+    """End every process of a run, wherever it runs."""
+    launch = Launch.of(run.config)
+    launcher_for(launch).end(job_of(run.record, launch.launcher), run.directory)
+
+
+def _run_child(run: Run, stage: str, result: Callable[[], Any], around: Surroundings) -> None:
+    launch = Launch.of(run.config)
+    launcher = launcher_for(launch)
+    job = _ensure_job(run, launcher, Work(run.directory, stage, launch, around.cores))
+    _wait_for(run, launcher, job, result, around.wait)
+
+
+def _ensure_job(run: Run, launcher: Launcher, work: Work) -> Job:
     """The child of this stage: the one that was started before, dead or alive, or a fresh one."""
     record = run.record
-    if record.get("child") == stage:
-        return Child(record["pid"], record["process_start_time"])
-    kill_tree(None, None, run.directory)  # one that an earlier server started but had no time to note
-    child = start()
-    run.note(child=stage, pid=child.pid, process_start_time=child.start_time)
-    return child
+    known = job_of(record, work.launch.launcher)
+    if record.get("child") == work.stage and known is not None:
+        return known
+    launcher.end(None, run.directory)  # one that an earlier server started but had no time to note
+    job = launcher.start(work)
+    run.note(child=work.stage, **job.as_record())
+    return job
 
 
-def _wait_for(run: Run, child: Child, result: Callable[[], Any], wait: Callable[[float], None]) -> None:
+def _wait_for(run: Run, launcher: Launcher, job: Job, result: Callable[[], Any], wait: Callable[[float], None]) -> None:
     """Until the child is gone; afterwards no process of the run is left. What `wait` raises passes through."""
     leave_by: float | None = None
-    while is_alive(child.pid, child.start_time):
+    while launcher.is_alive(job, run.directory):
         if run.state is RunState.PREPARING and run.progress.get("stage") == "training":
             run.move(RunState.TRAINING)
         if leave_by is None and result() is not None:
@@ -233,7 +237,10 @@ def _wait_for(run: Run, child: Child, result: Callable[[], Any], wait: Callable[
         if leave_by is not None and time.monotonic() > leave_by:
             break
         wait(POLL_S)
-    kill_tree(child.pid, child.start_time, run.directory)
+    launcher.end(job, run.directory)
+    settled_by = time.monotonic() + launcher.settle_s  # a shared file system may show its files a little later
+    while result() is None and run.failure is None and time.monotonic() < settled_by:
+        wait(POLL_S)
     if run.state is RunState.PREPARING and run.metrics():
         run.move(RunState.TRAINING)
 

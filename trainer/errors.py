@@ -11,8 +11,10 @@
     ├── TrainingUnavailable    torch, trl, … are not installed
     ├── BaseModelMissing       the base's file or package is not there
     ├── ChildFailed            a training or evaluating child ended without its result
+    ├── LaunchFailed           Slurm or Ray did not take a job
     └── JobError               raised inside a child; its sentence becomes the run's error
         ├── WrongProcessCount
+        ├── WrongStrategy      accelerate started something else than was asked for
         ├── WrongReference     the first loss was not ln 2
         ├── Diverged           loss or gradient norm stopped being finite
         └── NothingToTrainOn   every row was too long
@@ -80,11 +82,19 @@ class ChildFailed(TrainerError):
     pass
 
 
+class LaunchFailed(TrainerError):
+    pass
+
+
 class JobError(TrainerError):
     pass
 
 
 class WrongProcessCount(JobError):
+    pass
+
+
+class WrongStrategy(JobError):
     pass
 
 

@@ -4,9 +4,9 @@ Started by `launch.py`; by hand: `accelerate launch --config_file trainer/recipe
 -m trainer.job RUN_DIR`. Reads config.json and the snapshot's Parquet, never the database or the environment.
 The reference is the base: the same model with the adapter switched off.
 
-It stops with a sentence in failure.json when the number of processes is not the one asked for, when the first loss
-is not ln 2 (the reference is wrong), and at the first loss or gradient norm that is not finite. training.json,
-written last, means: the adapter is complete.
+It stops with a sentence in failure.json when accelerate did not start the processes or the strategy asked for, when
+the first loss is not ln 2 (the reference is wrong), and at the first loss or gradient norm that is not finite.
+training.json, written last, means: the adapter is complete.
 
 Not covered: resuming, full fine-tuning, weights per pair, sharing the prompt. bf16 and GPUs are wired, not tested.
 """
@@ -22,7 +22,8 @@ from feedback_store.durable import sync_tree, write_json
 from feedback_store.errors import StoreError
 from feedback_store.snapshots import load_preferences, load_snapshot
 from trainer.base_model import BaseModel, ensure_base
-from trainer.errors import JobError, TrainerError, WrongProcessCount
+from trainer.command import SHARDED, Launch
+from trainer.errors import JobError, TrainerError, WrongProcessCount, WrongStrategy
 from trainer.gguf_adapter import write_gguf_adapter
 from trainer.methods import dpo
 from trainer.progress import Progress, watch
@@ -35,6 +36,10 @@ def train(run: Run) -> None:
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
+    if run.training is not None:
+        raise JobError(
+            f"{run.directory} holds a finished training. Ask for a directory of its own with --show-command."
+        )
     config = run.config
     recipe = from_mapping(config.recipe_name, config.recipe)
     process = PartialState(cpu=config.device == "cpu")
@@ -57,11 +62,21 @@ def train(run: Run) -> None:
         tokenizer=tokenizer,
         arguments=dpo.arguments(run, recipe, total_steps),
     )
+    launch = Launch.of(config)
+    _check_strategy(trainer.accelerator, launch)
     trainer.add_callback(watch(recipe, len(preferences), progress))
     trainer.train()
     _check_all_seen(trainer, total_steps)
+    # Sharded, each process holds a part of the weights; all of them together make them whole.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if launch.strategy in SHARDED else None
     if process.is_main_process:
-        _save(trainer, run, base_dir, {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped})
+        _save(
+            trainer,
+            weights,
+            run,
+            base_dir,
+            {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped},
+        )
     trainer.end()
 
 
@@ -75,15 +90,29 @@ def _check_processes(process: Any, config: RunConfig) -> None:
         raise JobError("This run was started for a GPU but torch sees none. Check the driver and the build of torch.")
 
 
+def _check_strategy(accelerator: Any, launch: Launch) -> None:
+    """accelerate turns FSDP on CPUs into DDP, and some configurations into a single process, without a word."""
+    ddp = "MULTI_CPU" if launch.device == "cpu" else "MULTI_GPU"
+    wanted = {"single": "NO", "ddp": ddp, "fsdp2": "FSDP", "zero3": "DEEPSPEED"}[launch.strategy]
+    started = accelerator.distributed_type.value
+    if started != wanted or (launch.strategy == "fsdp2" and not accelerator.is_fsdp2):
+        raise WrongStrategy(
+            f"The strategy {launch.strategy} was asked for (accelerate's {wanted}), accelerate started {started}. "
+            "Check the accelerate configuration: it can quietly start another strategy than the one it names."
+        )
+
+
 def _check_all_seen(trainer: Any, total_steps: int) -> None:
     if trainer.state.global_step != total_steps:
         raise JobError(f"Training stopped at step {trainer.state.global_step} of {total_steps} without an error.")
 
 
-def _save(trainer: Any, run: Run, base_dir: Path, facts: dict[str, Any]) -> None:
-    """The adapter, in both forms where the base has both, then training.json."""
+def _save(trainer: Any, weights: Any, run: Run, base_dir: Path, facts: dict[str, Any]) -> None:
+    """The adapter, in both forms where the base has both, then training.json. `weights` None: those of the model."""
     adapter = run.directory / "adapter"
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(adapter, selected_adapters=["default"])
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
+        adapter, selected_adapters=["default"], state_dict=weights
+    )
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the version gets a real one
     _make_portable(adapter / "adapter_config.json", str(run.config.base["name"]))
     if run.config.base["gguf"]:  # llama.cpp needs the base as GGUF too: without one, nothing could serve the file

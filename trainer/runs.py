@@ -6,6 +6,7 @@
       comparison.json   what `evaluate.py` compares with what; written before it starts       parent
       progress.json     stage, step, pairs evaluated so far, and the child's heartbeat        child
       metrics.jsonl     one line a step                                                       child
+      accelerate.yaml   the accelerate configuration, written before the start                launcher
       log.txt           what the children print                                               child
       adapter/          the adapter, PEFT form; adapter.gguf beside it, GGUF form             child
       training.json     the result of training, written last                                  child
@@ -24,7 +25,7 @@ import json
 import secrets
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -70,6 +71,7 @@ class RunConfig:
     snapshot: dict[str, Any]
     device: str
     requested_by: str
+    launch: dict[str, Any] = field(default_factory=dict)  # see command.Launch
 
 
 class Run:

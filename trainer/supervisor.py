@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,20 @@ from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
-from trainer.cycle import Plan, Surroundings, adapter_of, comparison, plan_run, reason_of_death, run_cycle
+from trainer.command import Launch, choose_launch, show_command, write_accelerate_config
+from trainer.cycle import (
+    Plan,
+    Surroundings,
+    adapter_of,
+    comparison,
+    end_children,
+    plan_run,
+    reason_of_death,
+    run_cycle,
+)
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
-from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
+from trainer.launch import available_cores, check_training_available, threads_per_process
+from trainer.launchers import EVALUATION, TRAINING, Work, launcher_for
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe
 from trainer.runs import Run, RunState, list_runs
 from trainer.versions import Versions
@@ -45,7 +56,8 @@ class Supervisor:
     """Starts, watches, cancels and lists runs. Thread-safe.
 
     `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
-    `cpu_count`: cores to plan with, by default those this process may use.
+    `cpu_count`: cores to plan with, by default those this process may use. `launcher`, `strategy`: those of runs that
+    name none; `launcher_options` are those of each launcher, by its name.
     """
 
     def __init__(
@@ -55,6 +67,10 @@ class Supervisor:
         freeze: Callable[[str | None, Mix], Snapshot],
         champion: Callable[[], str],
         cpu_count: int | None = None,
+        *,
+        launcher: str = "local",
+        strategy: str | None = None,
+        launcher_options: Mapping[str, str] | None = None,
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.base = base
@@ -62,6 +78,9 @@ class Supervisor:
         self._freeze = freeze
         self._champion = champion
         self._cpu_count = cpu_count
+        self._launcher = launcher
+        self._strategy = strategy
+        self._launcher_options = launcher_options or {}
         self._starting = threading.Lock()
         self._changed = threading.Condition()
         self._active: Run | None = None
@@ -140,8 +159,7 @@ class Supervisor:
 
     @staticmethod
     def _end_processes(run: Run) -> None:
-        record = run.record
-        kill_tree(record.get("pid"), record.get("process_start_time"), run.directory)
+        end_children(run)
 
     # What people ask for
 
@@ -153,6 +171,9 @@ class Supervisor:
         seed: int | None = None,
         practice: str | None = None,
         requested_by: str = "local",
+        launcher: str | None = None,
+        strategy: str | None = None,
+        machines: int | None = None,
     ) -> Run:
         """Freeze a snapshot and queue a run on it.
 
@@ -161,24 +182,94 @@ class Supervisor:
         """
         with self._starting:
             self._refuse_second()
-            check_training_available()
-            gpus = gpu_count()
-            plan = Plan(
-                recipe=load_recipe(recipe or (PRACTICE if practice else DEFAULT)),
-                max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
-                num_processes=_checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES) or max(1, gpus),
-                seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
+            plan = self._plan(
+                recipe=recipe,
+                max_steps=max_steps,
+                num_processes=num_processes,
+                seed=seed,
                 practice=practice,
-                device="gpu" if gpus else "cpu",
                 requested_by=requested_by,
+                launcher=launcher,
+                strategy=strategy,
+                machines=machines,
             )
-            plan.recipe.per_process_batch(plan.num_processes)
+            if plan.launch.launcher == "local" and plan.launch.machines > 1:
+                raise BadRunRequest(
+                    f"The local launcher starts processes on this machine only, not on {plan.launch.machines}. Use the "
+                    "launcher slurm or ray, or start by hand the lines that `zloop train --show-command` prints."
+                )
             snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
             run = plan_run(plan, snapshot, self.base, self.data_dir)
             with self._changed:
                 self._active = run
                 self._changed.notify_all()
             return run
+
+    def prepare_by_hand(self, **request: Any) -> dict[str, Any]:
+        """The command of the run that `start_run` would start for `request`; see `show_command`. Starts nothing.
+
+        It needs a directory to run in, so one is made in `by_hand/`, where nothing is started or published by itself.
+        Raises what `start_run` raises.
+        """
+        plan = self._plan(**request)
+        snapshot = self._freeze(plan.practice, plan.recipe.mix(plan.seed))
+        run = plan_run(plan, snapshot, self.base, self.data_dir, "by_hand")
+        write_accelerate_config(run.directory, plan.launch)
+        return self._command(run)
+
+    def command(self, run_id: str) -> dict[str, Any]:
+        """How the training of a run is started, see `show_command`. Raises RunNotFound."""
+        return self._command(self.run(run_id))
+
+    def _command(self, run: Run) -> dict[str, Any]:
+        launch = Launch.of(run.config)
+        work = Work(run.directory, TRAINING, launch, self._cpu_count)
+        threads = threads_per_process(self._cpu_count or available_cores(), launch.processes_per_machine)
+        return show_command(run, threads, launcher_for(launch).submission(work))
+
+    def _choose_launch(
+        self, launcher: str | None, strategy: str | None, machines: int | None, num_processes: int | None
+    ) -> Launch:
+        check_training_available()
+        launcher = launcher or self._launcher
+        options = self._launcher_options.get(launcher, "")
+        gpus = launcher_for(Launch(launcher, options=options)).gpus()
+        num_processes = _checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES)
+        return choose_launch(
+            launcher,
+            strategy or self._strategy,
+            _checked("machines", machines, 1, MAX_PROCESSES),
+            num_processes=num_processes or (max(1, gpus) if launcher == "local" else 1),
+            device="gpu" if gpus else "cpu",
+            options=options,
+        )
+
+    def _plan(
+        self,
+        *,
+        recipe: str | None = None,
+        max_steps: int | None = None,
+        num_processes: int | None = None,
+        seed: int | None = None,
+        practice: str | None = None,
+        requested_by: str = "local",
+        launcher: str | None = None,
+        strategy: str | None = None,
+        machines: int | None = None,
+    ) -> Plan:
+        launch = self._choose_launch(launcher, strategy, machines, num_processes)
+        plan = Plan(
+            recipe=load_recipe(recipe or (PRACTICE if practice else DEFAULT)),
+            max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
+            num_processes=launch.num_processes,
+            seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
+            practice=practice,
+            device=launch.device,
+            requested_by=requested_by,
+            launch=launch,
+        )
+        plan.recipe.per_process_batch(plan.num_processes)
+        return plan
 
     def cancel(self, run_id: str) -> Run:
         """Ask for a run to end; its processes are gone and its state is `cancelled` within about 15 s.
@@ -219,12 +310,11 @@ class Supervisor:
         if on != "held_out":
             raise BadRunRequest(f"evaluate on {on!r}: only 'held_out' can be judged on.")
         self._refuse_second()
-        check_training_available()
         against = against or self._champion()
         if version == against:
             raise BadRunRequest(f"{version} cannot be compared with itself. Name another version with --against.")
         practice = None if version == BASE_VERSION else self.versions.load(version).practice
-        recipe, device = load_recipe(PRACTICE if practice else DEFAULT), "gpu" if gpu_count() else "cpu"
+        recipe, launch = load_recipe(PRACTICE if practice else DEFAULT), self._choose_launch(None, None, None, 1)
         snapshot = self._freeze(practice, recipe.mix(seed=0))
         directory = self.data_dir / "evaluations" / f"evaluation_{uuid.uuid4().hex[:12]}"
         directory.mkdir(parents=True)
@@ -232,13 +322,13 @@ class Supervisor:
             recipe=recipe,
             base=self.base.as_dict(),
             models_dir=str(self.data_dir / "models"),
-            device=device,
+            device=launch.device,
             snapshot=snapshot,
             candidate=(version, adapter_of(version, self.base.name, self.versions)),
             champion=(against, adapter_of(against, self.base.name, self.versions)),
         )
         write_json(directory / "comparison.json", request)
-        return self._evaluate_in(directory, device)
+        return self._evaluate_in(directory, launch)
 
     def _refuse_second(self) -> None:
         with self._changed:
@@ -247,17 +337,20 @@ class Supervisor:
             if self._active is not None:
                 raise RunActive(self._active)
 
-    def _evaluate_in(self, directory: Path, device: str) -> dict[str, Any]:
-        handle = Run(directory)
-        child = start_evaluation(directory, device=device, cores=self._cpu_count)
+    def _evaluate_in(self, directory: Path, launch: Launch) -> dict[str, Any]:
+        handle, launcher = Run(directory), launcher_for(launch)
+        job = launcher.start(Work(directory, EVALUATION, launch, self._cpu_count))
         try:
-            while is_alive(child.pid, child.start_time):
+            while launcher.is_alive(job, directory):
                 time.sleep(0.2)
         finally:
-            kill_tree(child.pid, child.start_time, directory)
+            launcher.end(job, directory)
+        settled_by = time.monotonic() + launcher.settle_s
+        while handle.evaluation is None and handle.failure is None and time.monotonic() < settled_by:
+            time.sleep(0.2)
         result = handle.evaluation
         if result is None:
-            raise ChildFailed(reason_of_death(handle, "evaluation"))
+            raise ChildFailed(reason_of_death(handle, EVALUATION))
         return result
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
+from chat_app.ui.command import CommandSection
 from chat_app.ui.data import DataSection
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
@@ -82,6 +83,7 @@ class AdminPage:
                 )
                 for key, title in PLOTS
             }
+        CommandSection(self.operations)
         with gr.Row():
             self.promote_newest = gr.Button("Promote", visible=False, elem_id="promote-newest")
         gr.Markdown("### Versions")
