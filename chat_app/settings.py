@@ -135,6 +135,11 @@ class Settings(BaseModel):
         float, Field(ge=0, le=10, description="Seconds between two words of the `scripted` engine.")
     ] = 0.0
 
+    @property
+    def launcher_options(self) -> dict[str, str]:
+        """What each launcher needs besides, by its name."""
+        return {"slurm": self.slurm_options, "ray": self.ray_address}
+
     @field_validator("remote_url")
     @classmethod
     def _only_plain_urls(cls, urls: str | None) -> str | None:

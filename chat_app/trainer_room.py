@@ -33,7 +33,7 @@ class TrainerRoom:
             store.champion,
             launcher=settings.launcher,
             strategy=None if settings.strategy == "auto" else settings.strategy,
-            launcher_options={"slurm": settings.slurm_options, "ray": settings.ray_address},
+            launcher_options=settings.launcher_options,
         )
 
     def start_run(self, **request: Any) -> Run:

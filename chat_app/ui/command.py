@@ -40,8 +40,8 @@ class CommandSection:
         command = self.operations.command(newest.run_id)
         several = " One line for each machine, the first where the chat runs." if len(command["lines"]) > 1 else ""
         return {
-            self.note: f"{newest.run_id}: launcher **{command['launcher']}**, strategy **{command['strategy']}**.{several}"
-            f" A finished training is not done again: {PREPARE}",
+            self.note: f"{newest.run_id}: launcher **{command['launcher']}**, strategy **{command['strategy']}**."
+            f"{several} A finished training is not done again: {PREPARE}",
             self.lines: gr.Code(value="\n".join(command["lines"]), visible=True),
             self.accelerate: gr.Code(value=command["accelerate"], visible=True),
             self.recipe: gr.Code(value=command["recipe"], visible=True),

@@ -32,8 +32,9 @@ ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
 class RayLauncher:
     """Runs on the cluster at `address`, such as http://127.0.0.1:8265."""
 
-    def __init__(self, address: str, settle_s: float = 40.0) -> None:
-        self.settle_s = settle_s
+    settle_s = 40.0
+
+    def __init__(self, address: str) -> None:
         self._address = address.rstrip("/")
         self._asked_at = float("-inf")
         self._alive = True

@@ -47,8 +47,9 @@ WHY = {
 class SlurmLauncher:
     """Runs on the cluster that `sbatch` on this machine submits to. `options`: more options for it, as in a shell."""
 
-    def __init__(self, options: str = "", settle_s: float = 40.0) -> None:
-        self.settle_s = settle_s
+    settle_s = 40.0
+
+    def __init__(self, options: str = "") -> None:
         self._options = shlex.split(options)
         self._asked_at = float("-inf")
         self._alive = True
