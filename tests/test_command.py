@@ -1,6 +1,7 @@
 """What is started: accelerate reads every configuration as it is meant, and the line that is shown runs when pasted."""
 
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,13 @@ def test_the_line_that_is_shown_runs_when_pasted(
     assert run.training is not None, printed
     assert run.training["steps"] == 1
     if machines == 1:  # a second time: what is there stays
-        before = run.metrics()
-        assert "holds a finished training" in paste(command, tmp_path)[0]
-        assert run.metrics() == before
+        again = subprocess.run(
+            [sys.executable, "-m", "trainer.job", str(run.directory)], check=False, capture_output=True, text=True
+        )
+        assert again.returncode == 1
+        assert "holds a finished training" in again.stderr
+        assert len(run.metrics()) == 1
+        assert run.failure is None
 
 
 def test_a_configuration_that_accelerate_makes_something_else_of_is_refused(

@@ -1,5 +1,6 @@
 """Ray: a run on a local cluster with two CPU workers, over the cluster's own HTTP interface."""
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -35,16 +36,17 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def processes_below(directory: str) -> list[psutil.Process]:
-    """Processes of a cluster: Ray names its session directory in their command lines."""
-    found = []
+def end_all(directory: str) -> None:
+    """End a cluster. Ray names its directory in most command lines; the others, renamed, are children of those."""
+    family: set[psutil.Process] = set()
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):
             if any(directory in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+                family |= {process, *process.children(recursive=True)}
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    assert not psutil.wait_procs(family, timeout=10)[1]
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,7 @@ def cluster() -> Iterator[str]:
         url = f"http://127.0.0.1:{dashboard}"
         wait_until("the cluster answers", lambda: answers(url))
         yield url
-        for process in processes_below(directory):
-            process.kill()
-        psutil.wait_procs(processes_below(directory), timeout=10)
+        end_all(directory)
 
 
 def answers(url: str) -> bool:

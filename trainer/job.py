@@ -134,6 +134,10 @@ def _make_portable(path: Path, base: str) -> None:
 def main() -> None:
     """`python -m trainer.job RUN_DIR`, once in each process of the launch."""
     run = Run(Path(sys.argv[1]))
+    if run.training is not None:
+        raise SystemExit(
+            f"{run.directory} holds a finished training. `zloop train --show-command` makes a new directory."
+        )
     try:
         train(run)
     except (TrainerError, StoreError) as error:
