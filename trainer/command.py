@@ -169,7 +169,7 @@ def accelerate_launch() -> list[str]:
 
 
 def show_command(run: Run, threads: int, submission: str | None) -> dict[str, Any]:
-    """How to do by hand what the launcher does for `run`: lines (one a machine), configuration, recipe.
+    """How to do by hand what the launcher does for `run`: lines (one a machine, folded), configuration, recipe.
 
     `submission` is what Slurm or Ray is given, where the run is theirs.
     """
@@ -179,7 +179,8 @@ def show_command(run: Run, threads: int, submission: str | None) -> dict[str, An
     for rank in range(launch.machines):
         more = ["--machine_rank", str(rank)] if launch.machines > 1 else []
         arguments = training_arguments(run.directory, threads, *more)
-        lines.append(shlex.join(["env", *environment, *accelerate_launch(), *arguments]))
+        parts = (["env", *environment], accelerate_launch(), arguments)
+        lines.append(" \\\n  ".join(map(shlex.join, parts)))
     return {
         "directory": str(run.directory),
         "launcher": launch.launcher,

@@ -21,7 +21,7 @@ class CommandSection:
         with gr.Accordion("Show command", open=False, elem_id="command") as section:
             self.note = gr.Markdown(elem_id="command-note")
             code: dict[str, Any] = {"visible": False, "max_lines": 24}
-            self.lines = gr.Code(language="shell", label="The line", wrap_lines=True, elem_id="command-lines", **code)
+            self.lines = gr.Code(language="shell", label="The line", elem_id="command-lines", **code)
             self.accelerate = gr.Code(language="yaml", label="RUN_DIR/accelerate.yaml", **code)
             self.recipe = gr.Code(language="yaml", label="The recipe, resolved", **code)
             self.submission = gr.Code(language="shell", label="What the launcher submits", **code)
