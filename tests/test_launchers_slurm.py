@@ -126,6 +126,14 @@ def test_a_job_lives_while_slurm_is_away_and_says_why_it_was_ended(slurm: Path, 
     )
 
 
+def test_a_lost_machine_is_in_the_log_and_not_the_runs_own_failure(slurm: Path, tmp_path: Path) -> None:
+    (slurm / "1000.name").write_text("run_x-training")
+    (slurm / "1000.ended").write_text("NODE_FAIL")
+    assert not SlurmLauncher().is_alive(Job("slurm", "1000"), tmp_path)
+    assert (tmp_path / "log.txt").read_text() == "Slurm ended job 1000: NODE_FAIL\n"
+    assert not (tmp_path / "failure.json").exists()
+
+
 def test_a_job_that_was_never_noted_is_found_by_its_name(slurm: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run_y"
     run_dir.mkdir()

@@ -33,13 +33,11 @@ ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
+LOST = ("BOOT_FAIL", "NODE_FAIL", "PREEMPTED")  # not the run's fault: the log says it
 WHY = {
-    "BOOT_FAIL": "a machine did not boot",
     "CANCELLED": "somebody cancelled it with scancel",
     "DEADLINE": "it could not end before its deadline",
-    "NODE_FAIL": "a machine failed",
     "OUT_OF_MEMORY": "it used more memory than it had asked for; raise --mem in ZLOOP_SLURM_OPTIONS",
-    "PREEMPTED": "another job took its place",
     "TIMEOUT": "it ran longer than its time limit; raise --time in ZLOOP_SLURM_OPTIONS",
 }
 
@@ -82,9 +80,8 @@ class SlurmLauncher:
             self._asked_at = time.monotonic()
             state = state_of(job.id)
             self._alive = state is None or state not in ENDED
-            if state in WHY and not (run_dir / "failure.json").exists():
-                reason = f"Slurm ended job {job.id} ({state}): {WHY[state]}."
-                write_json(run_dir / "failure.json", {"stage": "launch", "reason": reason})
+            if not self._alive and state is not None:
+                _explain(job, state, run_dir)
         return self._alive
 
     def end(self, job: Job | None, run_dir: Path) -> None:
@@ -163,6 +160,17 @@ def state_of(job_id: str) -> str | None:
 def gpus_of(resources: str) -> int:
     """GPUs in a node's generic resources, such as `gpu:a100:4(S:0-1),shard:8`."""
     return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", resources))
+
+
+def _explain(job: Job, state: str, run_dir: Path) -> None:
+    """Leave behind why Slurm ended a job, where the child had no time to say anything."""
+    if state in LOST:
+        with (run_dir / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"Slurm ended job {job.id}: {state}\n")
+    elif state in WHY and not (run_dir / "failure.json").exists():
+        kind = {"kind": "OutOfMemory"} if state == "OUT_OF_MEMORY" else {}
+        reason = f"Slurm ended job {job.id} ({state}): {WHY[state]}."
+        write_json(run_dir / "failure.json", {"stage": "launch", "reason": reason, **kind})
 
 
 def _queued(jobs: list[str]) -> bool:
