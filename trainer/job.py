@@ -36,10 +36,6 @@ def train(run: Run) -> None:
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
-    if run.training is not None:
-        raise JobError(
-            f"{run.directory} holds a finished training. Ask for a directory of its own with --show-command."
-        )
     config = run.config
     recipe = from_mapping(config.recipe_name, config.recipe)
     process = PartialState(cpu=config.device == "cpu")
