@@ -176,5 +176,7 @@ def test_without_a_cluster_nothing_is_started(tmp_path: Path) -> None:
 def test_a_job_lives_while_the_cluster_is_away_and_is_gone_when_it_is_unknown(cluster: str, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     assert RayLauncher(f"http://127.0.0.1:{port}").is_alive(Job("ray", "run_x-training-1"), tmp_path)
+    assert not (tmp_path / "log.txt").exists()
     assert not RayLauncher(cluster).is_alive(Job("ray", "run_x-training-1"), tmp_path)
+    assert "the cluster does not know it" in (tmp_path / "log.txt").read_text()
     RayLauncher(cluster).end(None, tmp_path / "run_x")  # nothing of that name

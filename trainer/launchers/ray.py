@@ -71,10 +71,13 @@ class RayLauncher:
             ) from error
         return Job("ray", submission_id)
 
-    def is_alive(self, job: Job, run_dir: Path) -> bool:  # noqa: ARG002 - the port's
+    def is_alive(self, job: Job, run_dir: Path) -> bool:
         if time.monotonic() - self._asked_at >= ASK_EVERY_S:
             self._asked_at = time.monotonic()
-            self._alive = self._is_running(job.id)
+            self._alive, said = self._look_at(job.id)
+            if said and not self._alive:
+                with (run_dir / "log.txt").open("a", encoding="utf-8") as log:
+                    log.write(f"Ray ended job {job.id}: {said}\n")
         return self._alive
 
     def end(self, job: Job | None, run_dir: Path) -> None:
@@ -82,19 +85,24 @@ class RayLauncher:
             began = time.monotonic()
             with contextlib.suppress(httpx.HTTPError):
                 self._request("POST", f"/api/jobs/{job_id}/stop")
-            while self._is_running(job_id) and time.monotonic() - began < GONE_S:
+            while self._look_at(job_id)[0] and time.monotonic() - began < GONE_S:
                 time.sleep(0.3)
 
     def submission(self, work: Work) -> str:
         environment = " ".join(shlex.quote(f"{k}={v}") for k, v in child_environment(_threads(work)).items())
         return f"ray job submit --address {self._address} -- env {environment} {entrypoint(work)}\n"
 
-    def _is_running(self, job_id: str) -> bool:
+    def _look_at(self, job_id: str) -> tuple[bool, str]:
+        """Is it waiting or running, and what Ray says about one that failed."""
         try:
             answer = self._request("GET", f"/api/jobs/{job_id}")
-            return answer.status_code != 404 and (answer.is_error or answer.json()["status"] not in ENDED)
+            if answer.status_code == 404:
+                return False, "the cluster does not know it; was it started anew?"
+            job = answer.raise_for_status().json()
+            said = str(job.get("message") or "").splitlines() if job["status"] == "FAILED" else []
+            return job["status"] not in ENDED, said[0] if said else ""
         except (httpx.HTTPError, KeyError, ValueError):
-            return True
+            return True, ""
 
     def _named(self, run_dir: Path) -> list[str]:
         """The submissions of a run."""
