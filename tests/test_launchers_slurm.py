@@ -154,6 +154,7 @@ def test_the_script_of_several_machines(tmp_path: Path) -> None:
         assert f"#SBATCH {line}\n" in script
     assert 'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)' in script
     assert '--machine_rank "$SLURM_NODEID" --main_process_ip "$head" -m trainer.job' in script
+    assert '\nsrun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-4}" bash -c ' in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     alone = batch_script(Work(tmp_path / "run_z", EVALUATION, launch))
     assert "#SBATCH --nodes=1\n" in alone

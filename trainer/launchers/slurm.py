@@ -127,7 +127,9 @@ def batch_script(work: Work) -> str:
     line = shlex.join(words).replace("@THREADS", '"$threads"')
     if machines > 1:  # each task of srun reads its own rank
         inner = line.replace("@RANK", '"$SLURM_NODEID"').replace("@HEAD", '"$head"')
-        line = f"srun --kill-on-bad-exit=1 bash -c {shlex.quote('exec ' + inner)}"
+        # Since Slurm 22.05 a step has one CPU unless it says otherwise, whatever the job has.
+        cpus = f'--cpus-per-task="${{SLURM_CPUS_PER_TASK:-{processes}}}"'
+        line = f"srun --kill-on-bad-exit=1 {cpus} bash -c {shlex.quote('exec ' + inner)}"
     exports = {**child_environment("@THREADS")}
     return "\n".join(
         [
