@@ -1,17 +1,22 @@
 """Evidence → verdict, in plain words. Pure: an evaluation's numbers in, a decision with its reasons out.
 
 Silence means keep: the candidate replaces the champion only when an exact two-sided sign test on wins and losses
-(ties left out) says that chance is an unlikely explanation. After `evaluate.py`, before `versions.py`.
-
-Not covered: guards on length, safety or regressions by topic (the full gate is later work).
+(ties left out) says that chance is an unlikely explanation, and nothing else was lost (`guards.py`): damage rejects it,
+a doubt keeps the champion. After `evaluate.py`, before `versions.py`. Not covered: safety, regressions by topic.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
+from feedback_store.preferences import HELD_OUT_SHARE
+from trainer.guards import problems
+
+LIMIT = 10_000  # held-out pairs
 DECISIONS = ("promote", "keep", "reject")
 
 
@@ -33,6 +38,19 @@ class Verdict:
 
 def decide(evaluation: Mapping[str, Any], champion: str, candidate: str, *, alpha: float = 0.05) -> Verdict:
     """Judge `candidate` against `champion` on one evaluation (keys as in evaluation.json)."""
+    picked = _by_picks(evaluation, champion, candidate, alpha)
+    against = problems(evaluation, champion, candidate)
+    if not against:
+        return picked
+    damaged = any(problem.is_damage for problem in against)
+    decision = "reject" if damaged or picked.decision == "reject" else "keep"
+    counted = picked.reasons[:2]
+    said = tuple(problem.sentence for problem in against)
+    return Verdict(decision, (counted[0], *said, *counted[1:], f"Keeping {champion}."))
+
+
+def _by_picks(evaluation: Mapping[str, Any], champion: str, candidate: str, alpha: float) -> Verdict:
+    """What the held-out pairs say."""
     wins, ties, losses = (int(evaluation[key]) for key in ("wins", "ties", "losses"))
     pairs, p_value = wins + ties + losses, float(evaluation["p_value"])
     if pairs == 0:
@@ -63,7 +81,38 @@ def decide(evaluation: Mapping[str, Any], champion: str, candidate: str, *, alph
                 f"{rate} lies below 50%: {candidate} is worse than {champion} (p = {_p(p_value)}), keeping {champion}.",
             ),
         )
-    return Verdict("keep", (counted, f"{rate} includes 50%: not enough evidence, keeping {champion}."))
+    reasons = (counted, f"{rate} includes 50%: not enough evidence, keeping {champion}.")
+    unused = max(0, int(evaluation.get("held_out", pairs)) - pairs)
+    return Verdict("keep", (*reasons, _what_would_settle(wins, ties, losses, unused, alpha)))
+
+
+def pairs_needed(wins: int, ties: int, losses: int, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """Held-out pairs, ties included, on which a win rate like the one seen is found with `power`; None above `LIMIT`.
+
+    The sample size of a two-sided test of one proportion against 50% in the normal approximation (Fleiss, Levin and
+    Paik, 2003, section 2.5). What was seen is taken for the truth, so it is a guide and no promise.
+    """
+    decided = wins + losses
+    distance = abs(wins - losses) / (2 * decided) if decided else 0.0
+    if distance == 0:
+        return None
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    decisive = ((z_alpha / 2 + z_power * math.sqrt(0.25 - distance**2)) / distance) ** 2
+    needed = math.ceil(decisive * (decided + ties) / decided)
+    return needed if needed <= LIMIT else None
+
+
+def _what_would_settle(wins: int, ties: int, losses: int, unused: int, alpha: float) -> str:
+    needed = pairs_needed(wins, ties, losses, alpha=alpha)
+    if needed is None:
+        return "They are too close for a number of picks to settle it soon."
+    more = max(1, needed - wins - ties - losses)
+    rate = f"At this rate about {_count(more, 'more held-out pair')} would settle it"
+    if unused >= more:
+        return f"{rate}, and {unused:,} are there: raise held_out_pairs in the recipe."
+    to_pick = round((more - unused) / HELD_OUT_SHARE, -1)
+    there = f" {unused:,} are there (raise held_out_pairs in the recipe); the rest are" if unused else ""
+    return f"{rate}:{there} some {to_pick:,.0f} picks on new prompts, of which one in ten is held out."
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
