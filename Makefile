@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store bench-serving bench-quantisation soak-swaps clean
+.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store bench-serving bench-quantisation bench-train soak-swaps clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -43,6 +43,9 @@ bench-first-token: setup-dev  ## first-token time idle and while a run trains �
 bench-store: setup-dev  ## picks a second, imports, snapshots, statistics → docs/benchmarks/
 	$(BIN)/python scripts/bench_store.py picks --there 0 1000000
 	$(BIN)/python scripts/bench_data.py
+
+bench-train: setup-dev  ## our DPO step against TRL's trainer on real pairs → docs/benchmarks/ (half an hour or more)
+	$(BIN)/python scripts/bench_train.py
 
 soak-swaps: setup-dev  ## 200 swaps under 32 streams, 8 kinds of failing swap ten times each → docs/benchmarks/ (minutes)
 	$(BIN)/python scripts/soak_swaps.py

@@ -434,6 +434,11 @@ def _loop_routes(operations: Operations) -> APIRouter:
             "redacted": dict(frozen.redacted),
         }
 
+    @router.get("/recipes")
+    def recipes() -> dict[str, Any]:
+        """How a run can learn: the recipes that ship and the team's own, the default first."""
+        return {"recipes": operations.recipes()}
+
     @router.post("/runs")
     def start_run(body: RunBody | None = None) -> dict[str, Any]:
         """Start a retrain; 409 with the active run where one runs. `dry_run`: only show its command, start nothing."""

@@ -73,8 +73,19 @@ def snapshot(
 
 
 @app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes: what each learns from, and how."""
+    with connected(as_json, with_trainer=True) as client:
+        result = client.request("GET", "/v1/recipes")
+    lines = [f"{row['name']:<24} {row['error'] or row['about']}" for row in result["recipes"]]
+    show(result, as_json, "\n".join(lines))
+
+
+@app.command()
 def train(
-    recipe: Annotated[str | None, typer.Option(help="A recipe of trainer/recipes (default: dpo-lora).")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe by name, see `zloop recipes` (default: dpo-lora).")
+    ] = None,
     max_steps: Steps = None,
     num_processes: Processes = None,
     seed: Seed = None,
@@ -232,10 +243,12 @@ def _progress(run: dict[str, Any]) -> str:
     if run["state"] != "training" or not metrics:
         return f"  {run['state']}" + (f" {run['progress']}" if run.get("progress") else "")
     eta = f", about {run['eta_s']:.0f} s left" if run["eta_s"] is not None else ""
-    return (
-        f"  step {run['step']} of {run['total_steps']}: loss {metrics['loss']:.4f}, "
-        f"margin {metrics['rewards/margins']:+.3f}, accuracy {metrics['rewards/accuracies']:.0%}{eta}"
-    )
+    line = f"  step {run['step']} of {run['total_steps']}: loss {metrics['loss']:.4f}"
+    if "rewards/margins" in metrics:
+        line += f", margin {metrics['rewards/margins']:+.3f}"
+    if "rewards/accuracies" in metrics:
+        line += f", accuracy {metrics['rewards/accuracies']:.0%}"
+    return line + eta
 
 
 def _discard(_: str) -> None:

@@ -117,7 +117,10 @@ def remote_builder(settings: Settings) -> "RemoteBuilder":
 
 
 def _transformers_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[Engine]]:
-    """Versions on one base in this process; the base is converted or downloaded first, where it has to be."""
+    """Versions on one base in this process; the base is converted or downloaded first, where it has to be.
+
+    A version that is a whole model is loaded beside the base.
+    """
     missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
     if missing:
         raise CannotServe(f"The engine `transformers` needs {' and '.join(missing)}. Run `make setup`.")
@@ -127,6 +130,8 @@ def _transformers_builder(settings: Settings) -> Callable[[ServedVersion], Await
     engines = TransformersEngines(precision=settings.precision)
 
     async def build(served: ServedVersion) -> Engine:
+        if served.checkpoint is not None:
+            return await engines.build(replace(served, base_model=str(served.checkpoint)))
         try:
             directory = await asyncio.to_thread(ensure_base, base, models_dir)
         except BaseModelMissing as error:

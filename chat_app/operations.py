@@ -101,7 +101,7 @@ class Trainer(Protocol):
     def cancel(self, run_id: str) -> RunHandle: ...
     def run(self, run_id: str) -> RunHandle: ...
     def runs(self) -> Sequence[RunHandle]: ...
-    def recipes(self) -> Sequence[str]: ...
+    def recipes(self) -> Sequence[Mapping[str, Any]]: ...
     def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def served(self, version: str) -> ServedVersion: ...
@@ -405,8 +405,8 @@ class Operations:
         """Every run, the newest first."""
         return self._trainer.runs()
 
-    def recipes(self) -> Sequence[str]:
-        """The names of the recipes, the default first."""
+    def recipes(self) -> Sequence[Mapping[str, Any]]:
+        """The recipes, the default first: name, method, tuning, about, and the error of one that cannot be used."""
         return self._trainer.recipes()
 
     def freeze(self, recipe: str | None = None) -> Snapshot:
@@ -576,6 +576,8 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     """One line of what a version is."""
     if manifest["run_id"] is None:
         return f"the base, {manifest['base']}"
-    practised = f"practice: {manifest['practice']} · " if manifest.get("practice") else ""
+    what = f"practice: {manifest['practice']} · " if manifest.get("practice") else ""
     verdict = manifest["verdict"]
-    return f"{practised}{verdict['decision']}: {verdict['reasons'][0]}"
+    made = (manifest.get("method", "dpo"), manifest.get("tuning", "lora"))
+    what += "" if made == ("dpo", "lora") else f"{' · '.join(made)} · "
+    return f"{what}{verdict['decision']}: {verdict['reasons'][0]}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from chat_app.engines import base_model, served_gguf
@@ -10,9 +11,10 @@ from chat_app.serving.engine import Canary, ServedVersion
 from chat_app.settings import Settings
 from feedback_store import snapshots
 from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
-from feedback_store.mixing import Mix
+from feedback_store.mixing import RATINGS, Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
+from trainer.errors import BadRecipe
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
 from trainer.supervisor import Supervisor
@@ -54,13 +56,16 @@ class TrainerRoom:
     def runs(self) -> Sequence[Run]:
         return self.supervisor.runs()
 
-    def recipes(self) -> Sequence[str]:
-        """The recipes for real preferences, the default first."""
-        return sorted(set(recipe_names()) - {PRACTICE}, key=lambda name: name != DEFAULT)
+    def recipes(self) -> Sequence[Mapping[str, Any]]:
+        """The recipes for real data, the default first; one of the team's own that is wrong has its `error`."""
+        own = self.supervisor.own_recipes
+        names = sorted(set(recipe_names(own)) - {PRACTICE}, key=lambda name: name != DEFAULT)
+        return [_described(name, own) for name in names]
 
     def snapshot(self, recipe: str | None) -> snapshots.Snapshot:
         """Freeze the present preferences as a recipe (the default one for None) mixes them."""
-        return freeze(self._settings, self._store, None, load_recipe(recipe or DEFAULT).mix(seed=0))
+        mix = load_recipe(recipe or DEFAULT, self.supervisor.own_recipes).mix(seed=0)
+        return freeze(self._settings, self._store, None, mix)
 
     def manifests(self) -> Sequence[Mapping[str, Any]]:
         """The base as `v0`, then every published version, oldest first."""
@@ -80,6 +85,14 @@ class TrainerRoom:
             return base
         versions = self.supervisor.versions
         versions.verify(version)
+        checkpoint = versions.model_directory(version)
+        if checkpoint is not None:
+            return ServedVersion(
+                version,
+                base_gguf=versions.model_gguf(version),
+                checkpoint=checkpoint,
+                canaries=self._canaries(version),
+            )
         return replace(
             base,
             adapter_gguf=versions.adapter_gguf(version),
@@ -104,8 +117,20 @@ class TrainerRoom:
         }
 
 
+def _described(name: str, own: Path) -> dict[str, Any]:
+    """A recipe for people who choose one."""
+    try:
+        recipe = load_recipe(name, own)
+    except BadRecipe as error:
+        return {"name": name, "method": None, "tuning": None, "about": "", "error": str(error)}
+    return {"name": name, "method": recipe.method, "tuning": recipe.tuning, "about": recipe.about, "error": None}
+
+
 def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
-    """Freeze the present preferences, real ones as the mix says, or those of a practice taste."""
+    """Freeze the present preferences, real ones as the mix says, or those of a practice taste.
+
+    The rated answers are frozen with them where the mix learns from these.
+    """
     with store.freezing:
         return snapshots.freeze(
             store.training_rows(practice_taste),
@@ -114,4 +139,5 @@ def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None,
             mix,
             evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),
             redact=settings.redact,
+            ratings=store.unpaired() if mix.learns_from == RATINGS and practice_taste is None else (),
         )

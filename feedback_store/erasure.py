@@ -50,8 +50,9 @@ from feedback_store.traces import Traces, betrays, blank_lines, mend_json, mende
 
 _LINES = (".log", ".txt", ".jsonl", ".md")
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".onnx")
+_OF_WEIGHTS = {"adapter", "model"}
 # No words of people, or another stage's: downloads, databases, what was learned.
-_UNSEARCHED = {"models", "backups", COPYING, "adapter", "checkpoints"}
+_UNSEARCHED = {"models", "backups", COPYING, *_OF_WEIGHTS, "checkpoints"}
 _one_erasure = threading.Lock()
 
 
@@ -330,7 +331,9 @@ def _restate(manifest: Path) -> None:
     """Give a version's manifest the hashes of its texts as they are now: some of them may have been mended."""
     described = _read(manifest)
     files = described.get("files", {})
-    texts = [name for name in files if Path(name).suffix in (*_LINES, ".json") and Path(name).parts[0] != "adapter"]
+    texts = [
+        name for name in files if Path(name).suffix in (*_LINES, ".json") and Path(name).parts[0] not in _OF_WEIGHTS
+    ]
     now = {name: sha256_of(manifest.parent / name) for name in texts if (manifest.parent / name).is_file()}
     if any(files[name] != found for name, found in now.items()):
         write_json(manifest, described | {"files": files | now})

@@ -32,6 +32,7 @@ from feedback_store.errors import InvalidRecord
 from feedback_store.preferences import TRAIN, normalise_prompt
 from feedback_store.records import OWN_SOURCES
 
+PAIRS, RATINGS, TEXT = LEARNS_FROM = ("pairs", "ratings", "text")
 _WORD = re.compile(r"\w+")
 _ASCII_REST = {code: None for code in range(128) if not _WORD.fullmatch(chr(code))}
 
@@ -40,9 +41,11 @@ _ASCII_REST = {code: None for code in range(128) if not _WORD.fullmatch(chr(code
 class Mix:
     """What a recipe says about its data.
 
-    ``replay_ratio``: imported rows for each of our own in the train part, None for all of them. ``max_rater_share``:
-    the largest part, of the train rows that have a rater, that one rater may have; with R raters never below 1/R.
-    ``max_per_prompt``: the most train rows on nearly the same prompt. None switches a limit off.
+    ``learns_from``: ``pairs`` (preferences), ``ratings`` (labelled answers) or ``text`` (nothing of the store; the
+    preferences are then there to judge on). ``replay_ratio``: imported rows for each of our own in the train part, None
+    for all of them. ``max_rater_share``: the largest part, of the train rows that have a rater, that one rater may
+    have; with R raters never below 1/R. ``max_per_prompt``: the most train rows on nearly the same prompt. None
+    switches a limit off.
     """
 
     edits: bool = True
@@ -51,8 +54,11 @@ class Mix:
     max_rater_share: float | None = None
     max_per_prompt: int | None = None
     seed: int = 0
+    learns_from: str = PAIRS
 
     def __post_init__(self) -> None:
+        if self.learns_from not in LEARNS_FROM:
+            raise InvalidRecord("Mix", "learns_from", self.learns_from, "one of " + ", ".join(LEARNS_FROM))
         if self.replay_ratio is not None and not 0 <= self.replay_ratio < float("inf"):
             raise InvalidRecord("Mix", "replay_ratio", self.replay_ratio, "0 or more, or None for all")
         if self.max_rater_share is not None and not 0 < self.max_rater_share <= 1:
@@ -95,8 +101,18 @@ def near_key(text: str) -> str:
     return "".join(_WORD.findall(normalise_prompt(text)))
 
 
-def choose(rows: Sequence[MixRow], said: Said, mix: Mix, evaluation_prompts: Collection[str] = ()) -> Choice:
-    """Apply the rules. ``said`` is asked only of rows that share their prompt; ``evaluation_prompts`` are near keys."""
+def choose(
+    rows: Sequence[MixRow],
+    said: Said,
+    mix: Mix,
+    evaluation_prompts: Collection[str] = (),
+    held_out_prompts: Collection[str] = (),
+) -> Choice:
+    """Apply the rules. ``said`` is asked only of rows that share their prompt.
+
+    ``evaluation_prompts`` and ``held_out_prompts`` (those that other rows are judged on) are near keys. A labelled
+    answer says what a pair says whose other answer is empty: so duplicates and contradictions are found in both.
+    """
     rank = [hashlib.sha256(f"{mix.seed} {row.preference_id}".encode()).digest() for row in rows]
     kept = list(range(len(rows)))
     left_out: dict[str, tuple[str, ...]] = {}
@@ -116,7 +132,7 @@ def choose(rows: Sequence[MixRow], said: Said, mix: Mix, evaluation_prompts: Col
     leave("source", (index for index in kept if rows[index].source in unwanted))
     judged_on = set(evaluation_prompts)
     leave("evaluation_prompt", (index for index in train() if rows[index].near_key in judged_on))
-    held_out = {rows[index].near_key for index in kept if rows[index].part != TRAIN}
+    held_out = {rows[index].near_key for index in kept if rows[index].part != TRAIN} | set(held_out_prompts)
     leave("near_held_out", (index for index in train() if rows[index].near_key in held_out))
     shared = {index: said(index) for index in _nearly_same_prompt(rows, kept)}
     leave("duplicate", _duplicates(rows, shared, rank))

@@ -25,8 +25,8 @@ IMPORT_SOURCES = (
     "ultrafeedback_raw", "ultrafeedback_binarized", "argilla", "argilla_records", "trl", "hh_rlhf", "kto",
     "open_webui", "librechat", "h2ogpt",
 )  # fmt: skip
-OWN_SOURCES = ("pick", "edit", "retry")
-SOURCES = (*OWN_SOURCES, *IMPORT_SOURCES, "practice")
+OWN_SOURCES = ("pick", "edit", "retry", "rating")
+SOURCES = ("pick", "edit", "retry", *IMPORT_SOURCES, "practice")
 UNPAIRED_SOURCES = ("rating", "pick", *IMPORT_SOURCES)
 LEARNING_SCOPES = ("conversation", "rater")
 BASE_VERSION = "v0"

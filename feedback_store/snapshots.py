@@ -1,6 +1,7 @@
 """A snapshot: a set of preferences frozen into Parquet, which a training run reads without the database.
 
     rows → redact → mix → freeze → snapshots/<hash>/{train.parquet, held_out.parquet, manifest.json} → trainer
+    labelled answers, where the mix learns from ratings → the same → ratings.parquet, held_out_ratings.parquet
 
 The hash is of the contents: the same rows give the same directory and the same bytes, so freezing again is free. Data
 is written first, the manifest last, and the finished directory is moved into place: a directory without its manifest
@@ -31,15 +32,18 @@ import pyarrow.parquet as pq
 from feedback_store import tables
 from feedback_store.durable import sha256_of, sync
 from feedback_store.errors import InvalidRecord, LeakedPrompt, NotEnoughPreferences, SnapshotDamaged, StoreDamaged
-from feedback_store.mixing import Choice, Mix, MixRow, choose, near_key
+from feedback_store.mixing import PAIRS, RATINGS, Choice, Mix, MixRow, choose, near_key
 from feedback_store.preferences import HELD_OUT, TRAIN, key_of_text, split_of_key
-from feedback_store.records import Preference
+from feedback_store.records import Preference, UnpairedPreference
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 PARTS = (TRAIN, HELD_OUT)
-_ROLES = [f"{name}.list.element.role" for name in ("prompt", "chosen", "rejected")]
-_REPEATED = ["source", "rater", "practice", "versions.list.element", *_ROLES]  # the columns a dictionary makes smaller
+RATED_TRAIN, RATED_HELD_OUT = RATED_PARTS = ("ratings", "held_out_ratings")
+_MESSAGES = ("prompt", "chosen", "rejected", "completion")
+# The columns that a dictionary makes smaller.
+_ROLES = [f"{name}.list.element.role" for name in _MESSAGES]
+_REPEATED = ["source", "rater", "practice", "versions.list.element", *_ROLES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class Snapshot:
     """A frozen set of preferences in ``directory``.
 
     ``counts`` is rows by source, ``left_out`` what the mix did not take by reason, ``redacted`` what was hidden by
-    kind; ``practice`` is the taste or None.
+    kind; ``practice`` is the taste or None. ``rated_rows`` are labelled answers to learn from, None in a snapshot that
+    has no such parts.
     """
 
     hash: str
@@ -58,6 +63,7 @@ class Snapshot:
     left_out: Mapping[str, int]
     redacted: Mapping[str, int]
     practice: str | None
+    rated_rows: int | None = None
 
     @property
     def train_path(self) -> Path:
@@ -69,10 +75,15 @@ class Snapshot:
         """The Parquet file to judge on."""
         return self.directory / f"{HELD_OUT}.parquet"
 
+    @property
+    def ratings_path(self) -> Path:
+        """The Parquet file of labelled answers to learn from, where the snapshot has them."""
+        return self.directory / f"{RATED_TRAIN}.parquet"
+
 
 @dataclass(frozen=True, slots=True)
 class _Selection:
-    """The two parts as they will be written, and what did not get in."""
+    """The parts as they will be written, and what did not get in."""
 
     parts: Mapping[str, pa.Table]
     left_out: Mapping[str, int]
@@ -87,17 +98,24 @@ def freeze(
     *,
     evaluation_prompts: Collection[str] = (),
     redact: bool = True,
+    ratings: Sequence[UnpairedPreference] = (),
 ) -> Snapshot:
     """Write the preferences as a snapshot under ``directory`` (the snapshots folder); one that is there is reused.
 
     ``preferences`` are records or a table of ``tables.ROWS``. Without a ``mix`` every row is taken that is no
-    duplicate and leaks nothing. ``evaluation_prompts`` are prompts no run may learn from, as text.
-    Raises ``NotEnoughPreferences`` without a train row, ``LeakedPrompt`` where a prompt would be in both parts,
-    ``InvalidRecord`` where practice and real rows mix, ``StoreDamaged`` where the disk refuses.
+    duplicate and leaks nothing. ``evaluation_prompts`` are prompts no run may learn from, as text. ``ratings`` are
+    taken where the mix learns from them, and are split and mixed as pairs are; the pairs are then there to judge on.
+    Raises ``NotEnoughPreferences`` without a row to learn from (where the mix learns from the store), ``LeakedPrompt``
+    where a prompt would be in both parts, ``InvalidRecord`` where practice and real rows mix, ``StoreDamaged`` where
+    the disk refuses.
     """
+    taken = mix or Mix()
     rows = preferences if isinstance(preferences, pa.Table) else tables.rows_of(preferences)
-    selection = _select(rows, practice, mix or Mix(), evaluation_prompts, redact=redact)
-    contents = {part: tables.content_hash(selection.parts[part]) for part in PARTS}
+    selection = _select(rows, practice, taken, evaluation_prompts, redact=redact)
+    if taken.learns_from == RATINGS:
+        selection = _with_ratings(selection, tables.ratings_of(ratings), taken, evaluation_prompts, redact=redact)
+    _require_rows(selection.parts, taken)
+    contents = {part: tables.content_hash(table) for part, table in selection.parts.items()}
     snapshot_hash = _snapshot_hash(practice, contents)
     final = directory / snapshot_hash
     if (final / MANIFEST).is_file():
@@ -151,37 +169,82 @@ def _select(
             rows, redacted = tables.redacted(rows)
         choice = _choose(rows, keys, mix, evaluation_prompts)
         left_out, kept = {reason: len(ids) for reason, ids in choice.left_out.items()}, choice.kept
-    ids = list(by_id)
-    indexes: dict[str, list[int]] = {part: [] for part in PARTS}
+    return _Selection(_split(rows, list(by_id), keys, kept, PARTS), left_out, redacted)
+
+
+def _with_ratings(
+    pairs: _Selection, rows: pa.Table, mix: Mix, evaluation_prompts: Collection[str], *, redact: bool
+) -> _Selection:
+    """The selection with the parts of the labelled answers: the same rules, and no prompt that a pair is judged on."""
+    keys = [key_of_text(text) for text in tables.first_user_texts(rows["prompt"])]
+    redacted: Counter[str] = Counter()
+    if redact and rows.num_rows:
+        rows, redacted = tables.redacted(rows)
+    judged_on = {near_key(text) for text in tables.first_user_texts(pairs.parts[HELD_OUT]["prompt"])}
+    choice = _choose(rows, keys, mix, evaluation_prompts, judged_on)
+    left_out = Counter(pairs.left_out) + Counter({reason: len(ids) for reason, ids in choice.left_out.items()})
+    rated = _split(rows, rows["unpaired_id"].to_pylist(), keys, choice.kept, RATED_PARTS)
+    return _Selection({**pairs.parts, **rated}, dict(left_out), Counter(pairs.redacted) + redacted)
+
+
+def _split(
+    rows: pa.Table, ids: Sequence[str], keys: Sequence[str], kept: Sequence[int], parts: tuple[str, str]
+) -> dict[str, pa.Table]:
+    """The kept rows by their prompts' part, sorted by id. ``parts``: what to learn from, what to judge on."""
+    train, held_out = parts
+    indexes: dict[str, list[int]] = {part: [] for part in parts}
     for index in sorted(kept, key=ids.__getitem__):
-        indexes[split_of_key(keys[index])].append(index)
-    parts = {part: tables.finished(rows, indexes[part], keys) for part in PARTS}
-    if not parts[TRAIN].num_rows:
+        indexes[train if split_of_key(keys[index]) == TRAIN else held_out].append(index)
+    return {part: tables.finished(rows, indexes[part], keys) for part in parts}
+
+
+def _require_rows(parts: Mapping[str, pa.Table], mix: Mix) -> None:
+    if mix.learns_from == PAIRS and not parts[TRAIN].num_rows:
         raise NotEnoughPreferences(
             f"There are 0 preferences to train on ({parts[HELD_OUT].num_rows} held out); 1 is the least. "
             "Compare and pick, import a preference file, or practise a taste."
         )
-    return _Selection(parts, left_out, redacted)
+    if mix.learns_from == RATINGS and not parts[RATED_TRAIN].num_rows:
+        raise NotEnoughPreferences(
+            f"There are 0 rated answers to train on ({parts[RATED_HELD_OUT].num_rows} held out); 1 is the least. "
+            "Rate answers with thumbs up and down, or import a file of labelled answers (format kto)."
+        )
 
 
-def _choose(rows: pa.Table, keys: Sequence[str], mix: Mix, evaluation_prompts: Collection[str]) -> Choice:
-    columns = [rows[name].to_pylist() for name in ("preference_id", "source", "rater")]
+def _choose(
+    rows: pa.Table,
+    keys: Sequence[str],
+    mix: Mix,
+    evaluation_prompts: Collection[str],
+    held_out_prompts: Collection[str] = (),
+) -> Choice:
+    identity = "preference_id" if "chosen" in rows.column_names else "unpaired_id"
+    columns = [rows[name].to_pylist() for name in (identity, "source", "rater")]
     near = map(near_key, tables.first_user_texts(rows["prompt"]))
-    identical = pc.equal(rows["chosen"], rows["rejected"]).to_pylist()
+    identical = [False] * rows.num_rows
+    if "chosen" in rows.column_names:
+        identical = pc.equal(rows["chosen"], rows["rejected"]).to_pylist()
     described = [
         MixRow(identity, source, rater, split_of_key(key), near_prompt, is_identical)
         for identity, source, rater, key, near_prompt, is_identical in zip(*columns, keys, near, identical, strict=True)
     ]
-    return choose(described, partial(tables.said, rows), mix, {near_key(prompt) for prompt in evaluation_prompts})
+    judged_on = {near_key(prompt) for prompt in evaluation_prompts}
+    return choose(described, partial(tables.said, rows), mix, judged_on, held_out_prompts)
 
 
 def _refuse_leaks(parts: Mapping[str, pa.Table]) -> None:
-    """Raise ``LeakedPrompt`` where a held-out prompt, as it was or as it is written, stands in the train part."""
-    judged_on = set(parts[HELD_OUT]["prompt_key"].to_pylist())
-    judged_on |= {key_of_text(text) for text in tables.first_user_texts(parts[HELD_OUT]["prompt"])}
-    train = parts[TRAIN]
+    """Raise ``LeakedPrompt`` where a held-out prompt, as it was or as it is written, stands in a part to learn from."""
+    judged_on: set[str] = set()
+    for train, held_out in (PARTS, RATED_PARTS):
+        if train in parts:
+            judged_on.update(parts[held_out]["prompt_key"].to_pylist())
+            judged_on.update(key_of_text(text) for text in tables.first_user_texts(parts[held_out]["prompt"]))
+            _refuse_leak(parts[train], judged_on)
+
+
+def _refuse_leak(train: pa.Table, judged_on: Collection[str]) -> None:
     for identity, key, text in zip(
-        train["preference_id"].to_pylist(),
+        train.column(0).to_pylist(),
         train["prompt_key"].to_pylist(),
         tables.first_user_texts(train["prompt"]),
         strict=True,
@@ -208,6 +271,7 @@ def load_snapshot(directory: Path) -> Snapshot:
             left_out=manifest["left_out"],
             redacted=manifest["redacted"],
             practice=manifest["practice"],
+            rated_rows=manifest["parts"].get(RATED_TRAIN, {}).get("rows"),
         )
     except FileNotFoundError as error:
         raise SnapshotDamaged(
@@ -225,6 +289,11 @@ def load_preferences(path: Path) -> list[Preference]:
     return [tables.preference_of_row(row) for row in pq.read_table(path, schema=tables.SCHEMA).to_pylist()]
 
 
+def load_ratings(path: Path) -> list[UnpairedPreference]:
+    """The labelled answers to learn from (``snapshot.ratings_path``), sorted by id."""
+    return [tables.rating_of_row(row) for row in pq.read_table(path, schema=tables.RATING_SCHEMA).to_pylist()]
+
+
 def verify(snapshot: Snapshot) -> None:
     """Derive every hash and count of a snapshot again from its files.
 
@@ -233,22 +302,23 @@ def verify(snapshot: Snapshot) -> None:
     directory = snapshot.directory
     manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     parts: dict[str, pa.Table] = {}
-    for part in PARTS:
+    names = PARTS if snapshot.rated_rows is None else (*PARTS, *RATED_PARTS)
+    for part in names:
         path = directory / f"{part}.parquet"
         try:
             found = sha256_of(path)
             if found != manifest["parts"][part]["sha256"]:
                 raise _damaged(directory, f"{path.name} has the SHA-256 {found[:12]}…, not that of the manifest")
-            parts[part] = pq.read_table(path, schema=tables.SCHEMA)
+            parts[part] = pq.read_table(path, schema=tables.SCHEMA if part in PARTS else tables.RATING_SCHEMA)
         # Arrow's errors are ValueErrors too.
         except (OSError, ValueError, KeyError) as error:
             raise _damaged(directory, f"{path.name} cannot be read ({error})") from error
     _refuse_leaks(parts)
-    contents = {part: tables.content_hash(parts[part]) for part in PARTS}
+    contents = {part: tables.content_hash(parts[part]) for part in names}
     if _snapshot_hash(snapshot.practice, contents) != snapshot.hash:
         raise _damaged(directory, "its rows do not give its hash")
-    described = {part: _described(parts[part], contents[part]) for part in PARTS}
-    for part in PARTS:
+    described = {part: _described(parts[part], contents[part]) for part in names}
+    for part in names:
         for what, value in described[part].items():
             if manifest["parts"][part].get(what) != value:
                 raise _damaged(directory, f"its manifest has other {what} for {part} than its file holds")
@@ -257,7 +327,7 @@ def verify(snapshot: Snapshot) -> None:
 
 
 def _snapshot_hash(practice: str | None, contents: Mapping[str, str]) -> str:
-    """The SHA-256 of the format, the taste and the contents of both parts."""
+    """The SHA-256 of the format, the taste and the contents of all parts."""
     return hashlib.sha256(json.dumps(["zephyr-loop snapshot", FORMAT, practice, contents]).encode()).hexdigest()
 
 
@@ -268,17 +338,18 @@ def _described(table: pa.Table, content: str) -> dict[str, Any]:
         "content": content,
         "sources": _count([table], "source"),
         "raters": _count([table], "rater"),
-        "preference_ids": table["preference_id"].to_pylist(),
+        "preference_ids": table.column(0).to_pylist(),
     }
 
 
 def _write_parts(parts: Mapping[str, pa.Table], contents: Mapping[str, str], directory: Path) -> dict[str, Any]:
     described = {}
-    for part in PARTS:
+    for part, table in parts.items():
         path = directory / f"{part}.parquet"
-        pq.write_table(parts[part], path, compression="zstd", use_dictionary=_REPEATED)
+        repeated = [name for name in _REPEATED if name.partition(".")[0] in table.column_names]
+        pq.write_table(table, path, compression="zstd", use_dictionary=repeated)
         sync(path)
-        described[part] = {**_described(parts[part], contents[part]), "sha256": sha256_of(path)}
+        described[part] = {**_described(table, contents[part]), "sha256": sha256_of(path)}
     return described
 
 

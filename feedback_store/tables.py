@@ -1,6 +1,7 @@
-"""Preferences as Arrow tables: the columns a snapshot takes and keeps, and what is derived from whole columns.
+"""Preferences and labelled answers as Arrow tables: the columns a snapshot takes and keeps, and what follows from them.
 
     records --rows_of--> ROWS --redacted--> ROWS --finished--> SCHEMA (Parquet) --preference_of_row--> records
+    labelled --ratings_of--> RATING_ROWS --redacted, finished--> RATING_SCHEMA (Parquet) --rating_of_row--> labelled
 
 Used by ``snapshots.py`` and by the store, which loads ``ROWS`` straight from the database: 100,000 preferences are
 columns, not 100,000 objects. Not here: which rows are taken (``mixing.py``), files (``snapshots.py``).
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feedback_store.records import Message, Preference
+from feedback_store.records import Message, Preference, UnpairedPreference
 from feedback_store.redaction import redact_column
 
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -55,6 +56,35 @@ SCHEMA = pa.schema(
         _MADE,
     ]
 )
+_RATED = [
+    ("source", pa.string()),
+    ("rater", pa.string()),
+    ("weight", pa.float64()),
+    ("versions", pa.list_(pa.string())),
+]
+# The same for labelled answers: TRL's conversational "unpaired preference" columns, which KTO learns from.
+RATING_ROWS = pa.schema(
+    [
+        ("unpaired_id", pa.string()),
+        ("prompt", MESSAGES),
+        ("completion", pa.string()),
+        ("label", pa.bool_()),
+        *_RATED,
+        _MADE,
+    ]
+)
+RATING_SCHEMA = pa.schema(
+    [
+        ("unpaired_id", pa.string()),
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+        ("label", pa.bool_()),
+        *_RATED,
+        ("prompt_key", pa.string()),
+        _MADE,
+    ]
+)
+_ANSWERS = ("chosen", "rejected", "completion")
 
 
 def rows_of(preferences: Iterable[Preference]) -> pa.Table:
@@ -80,29 +110,54 @@ def rows_of(preferences: Iterable[Preference]) -> pa.Table:
     )
 
 
+def ratings_of(labelled: Iterable[UnpairedPreference]) -> pa.Table:
+    """Labelled answers as a table of the schema ``RATING_ROWS``."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "unpaired_id": one.unpaired_id,
+                "prompt": [{"role": m["role"], "content": m["content"]} for m in one.prompt],
+                "completion": one.completion,
+                "label": one.label,
+                "source": one.source,
+                "rater": one.rater,
+                "weight": float(one.weight),
+                "versions": list(one.versions),
+                "created_at": one.created_at,
+            }
+            for one in labelled
+        ],
+        schema=RATING_ROWS,
+    )
+
+
 def redacted(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
     """The rows with addresses, numbers and keys hidden in every text, and how many by kind."""
     found: Counter[str] = Counter()
-    for name in ("chosen", "rejected"):
+    for name in [name for name in _ANSWERS if name in rows.column_names]:
         hidden, kinds = redact_column(_one_array(rows[name]))
-        rows = rows.set_column(rows.schema.get_field_index(name), ROWS.field(name), hidden)
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), hidden)
         found += kinds
     prompts = _one_array(rows["prompt"])
     contents, kinds = redact_column(pc.struct_field(prompts.flatten(), "content"))
     roles = pc.struct_field(prompts.flatten(), "role")
     messages = pa.StructArray.from_arrays([roles, contents], fields=list(MESSAGE))
     hidden_prompts = pa.ListArray.from_arrays(_offsets(prompts), messages)
-    rows = rows.set_column(rows.schema.get_field_index("prompt"), ROWS.field("prompt"), hidden_prompts)
+    rows = rows.set_column(rows.schema.get_field_index("prompt"), rows.schema.field("prompt"), hidden_prompts)
     return rows, found + kinds
 
 
 def finished(rows: pa.Table, indexes: Sequence[int], keys: Sequence[str]) -> pa.Table:
-    """The rows at these indexes, in this order, with the columns of ``SCHEMA``; ``keys`` are those of all rows."""
+    """The rows at these indexes, in this order, with the columns of ``SCHEMA``; ``keys`` are those of all rows.
+
+    Rows of ``RATING_ROWS`` get those of ``RATING_SCHEMA``.
+    """
+    schema = SCHEMA if "chosen" in rows.column_names else RATING_SCHEMA
     taken = rows.take(pa.array(indexes, pa.int64()))
     columns = {name: taken[name] for name in rows.column_names}
-    columns |= {name: _as_messages(taken[name]) for name in ("chosen", "rejected")}
+    columns |= {name: _as_messages(taken[name]) for name in _ANSWERS if name in columns}
     columns["prompt_key"] = pa.array([keys[index] for index in indexes], pa.string())
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _as_messages(answers: pa.ChunkedArray) -> pa.ListArray:
@@ -121,10 +176,16 @@ def first_user_texts(prompts: pa.ChunkedArray) -> list[str]:
 
 
 def said(rows: pa.Table, index: int) -> tuple[str, str, str]:
-    """The prompt (as one text that stands for all its messages), the better and the worse answer of one row."""
+    """The prompt (as one text that stands for all its messages), the better and the worse answer of one row.
+
+    A labelled answer is better or worse than none.
+    """
     messages = rows["prompt"][index].as_py()
     prompt = "\0".join(text for message in messages for text in (message["role"], message["content"]))
-    return prompt, rows["chosen"][index].as_py(), rows["rejected"][index].as_py()
+    if "chosen" in rows.column_names:
+        return prompt, rows["chosen"][index].as_py(), rows["rejected"][index].as_py()
+    completion = rows["completion"][index].as_py()
+    return (prompt, completion, "") if rows["label"][index].as_py() else (prompt, "", completion)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -160,6 +221,8 @@ def _digest_array(array: pa.Array, digest: Any) -> None:
             _digest_array(pc.struct_field(array, field.name), digest)
     elif pa.types.is_floating(array.type):
         digest.update(array.to_numpy(zero_copy_only=False).astype("<f8").tobytes())
+    elif pa.types.is_boolean(array.type):
+        digest.update(array.to_numpy(zero_copy_only=False).astype("u1").tobytes())
     else:
         digest.update(pc.fill_null(pc.binary_length(array), -1).to_numpy().astype("<i4").tobytes())
         filled = pc.fill_null(array, "") if array.null_count else array
@@ -189,6 +252,21 @@ def preference_of_row(row: Mapping[str, Any]) -> Preference:
         pick_id=row["pick_id"],
         versions=tuple(row["versions"]),
         practice=row["practice"],
+        created_at=row["created_at"].astimezone(UTC),
+    )
+
+
+def rating_of_row(row: Mapping[str, Any]) -> UnpairedPreference:
+    """A row of ``RATING_ROWS`` or ``RATING_SCHEMA`` as a record."""
+    return UnpairedPreference(
+        unpaired_id=row["unpaired_id"],
+        prompt=tuple(Message(role=m["role"], content=m["content"]) for m in row["prompt"]),
+        completion=_text(row["completion"]),
+        label=row["label"],
+        source=row["source"],
+        weight=row["weight"],
+        rater=row["rater"],
+        versions=tuple(row["versions"]),
         created_at=row["created_at"].astimezone(UTC),
     )
 

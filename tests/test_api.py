@@ -285,3 +285,33 @@ def test_versions_are_promoted_kept_warm_served_beside_and_named_in_every_answer
         assert server.post("/v1/rollback", {"maintenance": True}) == {"champion": "v1", "previous": "v2"}
         assert server.get("/v1/versions")["served"] == ["v1", "v2"]
         assert server.refused("/v1/rollback", {"whatever": 1})[0] == 422
+
+
+def test_recipes_say_what_they_are_and_one_of_the_teams_own_is_among_them(tmp_path: Path) -> None:
+    own = tmp_path / "recipes"
+    own.mkdir(parents=True)
+    (own / "gentle.yaml").write_text("about: Slowly.\nlearning_rate: 1.0e-5\n")
+    (own / "wrong.yaml").write_text("learnig_rate: 1\n")
+    with serving(tmp_path, engine="scripted") as server:
+        listed = {row["name"]: row for row in server.get("/v1/recipes")["recipes"]}
+        assert next(iter(listed)) == "dpo-lora"
+        assert "practice" not in listed
+        assert listed["gentle"] == {
+            "name": "gentle", "method": "dpo", "tuning": "lora", "about": "Slowly.", "error": None
+        }  # fmt: skip
+        assert "unknown key 'learnig_rate'" in listed["wrong"]["error"]
+        assert (listed["kto"]["method"], listed["dpo-full"]["tuning"]) == ("kto", "full")
+        status, refusal = server.refused("/v1/runs", {"recipe": "wrong"})
+        assert status == 400
+        assert "learnig_rate" in refusal["error"]["message"]
+
+        status, refusal = server.refused("/v1/snapshots", {"recipe": "kto"})
+        assert "0 rated answers" in refusal["error"]["message"]
+        for number in range(12):
+            answer = server.chat(f"Question {number}?")
+            server.post("/v1/ratings", {"candidate_id": answer["id"], "rating": "up" if number % 2 else "down"})
+        frozen = server.post("/v1/snapshots", {"recipe": "kto"})
+        assert frozen["counts"] == {"rating": 12}
+        assert (frozen["train"], frozen["held_out"]) == (0, 0)
+        parts = json.loads((tmp_path / "snapshots" / frozen["snapshot"] / "manifest.json").read_text())["parts"]
+        assert parts["ratings"]["rows"] + parts["held_out_ratings"]["rows"] == 12

@@ -12,12 +12,12 @@ from feedback_store.snapshots import Snapshot, freeze
 from trainer.cycle import (
     Plan,
     Surroundings,
-    adapter_of,
     comparison,
     ensure_prepared,
     plan_run,
     reason_of_death,
     run_cycle,
+    weights_of,
 )
 from trainer.errors import ChildFailed, TrainerError
 from trainer.evaluate import count
@@ -143,10 +143,10 @@ def test_a_childs_own_sentence_comes_first(run: Run) -> None:
 def test_a_version_on_another_base_is_not_compared(tmp_path: Path) -> None:
     versions = Versions(tmp_path / "versions")
     versions.publish(trained_run(tmp_path), "v1", VERDICT)
-    assert adapter_of("v0", "tiny", versions) is None
-    assert adapter_of("v1", "tiny", versions) == versions.directory / "v1" / "adapter"
-    with pytest.raises(TrainerError, match="an adapter on tiny, the model in use is zephyr-7b"):
-        adapter_of("v1", "zephyr-7b", versions)
+    assert weights_of("v0", "tiny", versions) is None
+    assert weights_of("v1", "tiny", versions) == versions.directory / "v1" / "adapter"
+    with pytest.raises(TrainerError, match="made from tiny, the model in use is zephyr-7b"):
+        weights_of("v1", "zephyr-7b", versions)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from feedback_store.erasure import erase, is_erased, not_learning, set_learning,
 from feedback_store.errors import InvalidRecord, NotFound, StoreDamaged
 from feedback_store.exports import trl_lines
 from feedback_store.migrations import MIGRATIONS, migrate
+from feedback_store.mixing import Mix
 from feedback_store.preferences import preference_id
 from feedback_store.records import Candidate, Message, Pair, PickChoice, Preference, new_id
 from feedback_store.rows import stored_time
@@ -672,3 +673,17 @@ def test_a_word_on_learning_names_somebody(store: FeedbackStore) -> None:
 def test_erasing_takes_a_database_and_not_only_a_store(store: FeedbackStore, data_dir: Path) -> None:
     chat(store, PERSON, SECRET)
     assert erase(store._database, data_dir, PERSON, clock()).counts["turns"] == 3
+
+
+def test_a_snapshot_of_their_ratings_goes_with_them(store: FeedbackStore, data_dir: Path) -> None:
+    chat(store, PERSON, SECRET)
+    chat(store, "bob", "Something harmless about boats.")
+    rated = store.unpaired()
+    assert {one.rater for one in rated} == {PERSON, "bob"}
+    mix = Mix(learns_from="ratings")
+    theirs = freeze([], data_dir / "snapshots", None, mix, ratings=rated)
+    others = freeze([], data_dir / "snapshots", None, mix, ratings=[one for one in rated if one.rater == "bob"])
+    done = store.erase(PERSON, data_dir)
+    assert done.snapshots == (theirs.hash,)
+    assert others.ratings_path.is_file()
+    assert not theirs.directory.exists()

@@ -13,7 +13,6 @@ from trainer import generation
 from trainer.cycle import comparison
 from trainer.evaluate import TIE_NATS, count, evaluate, pick_pairs
 from trainer.recipe import load_recipe
-from trainer.scorer import pair_layout
 from trainer.tokens import tokenise
 
 # PEFT 0.21 asks transformers 5.23 for an attribute by its old name: https://github.com/huggingface/peft
@@ -56,14 +55,6 @@ def test_own_picks_come_first_and_the_choice_is_always_the_same() -> None:
     chosen = pick_pairs(made, 3)
     assert [p.preference_id for p in chosen] == ["pref_0004", "pref_0000", "pref_0001"]
     assert pick_pairs(list(reversed(made)), 3) == chosen
-
-
-def test_the_layout_hides_one_answer_from_the_other() -> None:
-    layout = pair_layout(prompt=2, chosen=2, rejected=3)
-    assert layout.positions == [0, 1, 2, 3, 2, 3, 4]
-    assert layout.predicting == [1, 2, 1, 4, 5]
-    assert layout.visible[3] == [True, True, True, True, False, False, False]
-    assert layout.visible[5] == [True, True, False, False, True, True, False]
 
 
 def test_scores_equal_two_plain_forward_passes(tmp_path: Path) -> None:

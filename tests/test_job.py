@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,11 +14,12 @@ import tiny_model
 from feedback_store.durable import write_json
 from feedback_store.snapshots import freeze
 from trainer.cycle import Plan, plan_run
-from trainer.errors import Diverged, NothingToTrainOn, WrongReference
+from trainer.errors import Diverged, NothingToTrainOn, WrongStart
 from trainer.launch import is_alive, kill_tree, start_training
-from trainer.methods.dpo import choose_rows
+from trainer.methods.dpo import choose_rows, first_loss
 from trainer.progress import check_step, metrics_line, pairs_seen
 from trainer.recipe import from_mapping, load_recipe
+from trainer.reference_cache import REFERENCES
 from trainer.runs import Run
 
 RECIPE = from_mapping("mine", {"learning_rate": 1e-3, "batch_size": 4, "max_length": 256})
@@ -31,8 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(data: Path, num_processes: int = 1) -> Run:
-    """A run of three steps, not started."""
-    snapshot = freeze(tiny_model.made_up_preferences(40), data / "snapshots", None)
+    """A run of three steps, the last one short, not started; no reference is known."""
+    shutil.rmtree(data / "models" / REFERENCES, ignore_errors=True)
+    snapshot = freeze(tiny_model.made_up_preferences(11), data / "snapshots", None)
     plan = Plan(RECIPE, 3, num_processes, seed=7, practice=None, device="cpu", requested_by="test")
     return plan_run(plan, snapshot, tiny_model.shared_tiny(), data)
 
@@ -58,16 +61,19 @@ def test_it_trains_and_says_so_step_by_step(one_process: Run) -> None:
     assert one_process.training is not None, "\n".join(one_process.log_tail(30))
     lines = one_process.metrics()
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert [line["pairs"] for line in lines] == [4, 8, 12]
+    assert [line["pairs"] for line in lines] == [4, 8, 11]
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
     assert lines[2]["loss"] < lines[0]["loss"]
     assert lines[2]["rewards/margins"] > 0 == lines[0]["rewards/margins"]
     for line in lines:
         assert {"time", "loss", "grad_norm", "learning_rate", "rewards/accuracies", "logps/chosen"} <= set(line)
+        assert line["lengths/rejected"] > line["lengths/chosen"] > 0
         assert all(isinstance(value, int | float) for value in line.values())
     assert one_process.progress["total_steps"] == 3
     training = one_process.training
-    assert (training["steps"], training["pairs"], training["dropped_over_long"]) == (3, 12, 0)
+    assert (training["steps"], training["pairs"], training["dropped_over_long"]) == (3, 11, 0)
+    assert training["fast_step"] is True
+    assert training["references"] == {"cached": 0, "computed": 11}
 
 
 def test_the_adapter_is_there_in_both_forms_and_has_moved(one_process: Run) -> None:
@@ -86,10 +92,11 @@ def test_the_adapter_is_there_in_both_forms_and_has_moved(one_process: Run) -> N
 def test_two_processes_learn_the_same(one_process: Run, data: Path) -> None:
     both = trained(planned(data, num_processes=2))
     assert both.training is not None, "\n".join(both.log_tail(30))
+    assert both.training["references"] == {"cached": 0, "computed": 11}
     alone, together = one_process.metrics(), both.metrics()
     assert [line["step"] for line in together] == [1, 2, 3]
     for one, other in zip(alone, together, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
         assert other["rewards/margins"] == pytest.approx(one["rewards/margins"], abs=1e-3)
         assert other["pairs"] == one["pairs"]
 
@@ -142,7 +149,7 @@ def test_over_long_prompts_are_dropped_and_counted() -> None:
 @pytest.mark.parametrize(
     ("step", "logs", "error"),
     [
-        (1, {"loss": 0.70, "grad_norm": 1.0}, WrongReference),
+        (1, {"loss": 0.70, "grad_norm": 1.0}, WrongStart),
         (3, {"loss": math.nan, "grad_norm": 1.0}, Diverged),
         (3, {"loss": 0.5, "grad_norm": math.inf}, Diverged),
         (1, {"loss": math.nan, "grad_norm": 1.0}, Diverged),
@@ -150,12 +157,12 @@ def test_over_long_prompts_are_dropped_and_counted() -> None:
 )
 def test_a_step_gone_wrong_stops_the_job(step: int, logs: dict[str, float], error: type[Exception]) -> None:
     with pytest.raises(error, match=r"0\.7000|nan|inf"):
-        check_step(step, logs)
+        check_step(step, logs, first_loss(RECIPE, logs))
 
 
 def test_good_steps_go_on() -> None:
-    check_step(1, {"loss": math.log(2), "grad_norm": 5.0})
-    check_step(2, {"loss": 5.0, "grad_norm": 5.0})
+    check_step(1, {"loss": math.log(2), "grad_norm": 5.0}, first_loss(RECIPE, {}))
+    check_step(2, {"loss": 5.0, "grad_norm": 5.0}, first_loss(RECIPE, {}))
 
 
 def test_a_line_keeps_what_the_design_names() -> None:

@@ -189,6 +189,7 @@ def test_a_model_that_cannot_be_loaded_fails_at_once_with_the_log(base_gguf: Pat
     assert "lora" in failure(ServedVersion("v1", base_gguf, junk))
     assert "no file" in failure(ServedVersion("v0", tmp_path / "absent.gguf"))
     assert "no GGUF" in failure(ServedVersion("v0"))
+    assert "a whole model without a GGUF form" in failure(ServedVersion("v1", checkpoint=tmp_path))
 
 
 def test_a_start_past_its_deadline_leaves_no_process(

@@ -597,6 +597,10 @@ def test_a_server_that_cannot_load_serves_the_versions_it_lists() -> None:
             await alone(BASE)
         with pytest.raises(VersionUnservable, match="cannot serve v2"):
             await build(adapted("v2"))
+        whole = ServedVersion("v1", checkpoint=Path("/here/versions/v1/model"))
+        assert (await build(whole)).model == "v1"
+        with pytest.raises(VersionUnservable, match=r"Start one with /here/versions/v1/model under the name v1"):
+            await builder(blue)(whole)  # never the base in its place
 
     with ExitStack() as stack:
         blue = stack.enter_context(standing_in(StandIn("openai")))

@@ -145,7 +145,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_recipes_that_ship_are_valid_and_documented() -> None:
-    assert recipe_names() == ["dpo-lora", "practice"]
+    assert {"dpo-lora", "practice"} <= set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)
         assert from_mapping(name, recipe.as_dict()) == recipe
@@ -171,8 +171,8 @@ def test_a_bad_recipe_names_key_value_and_limit(values: dict[str, Any], said: st
 
 
 def test_unknown_recipes_list_the_known() -> None:
-    with pytest.raises(UnknownRecipe, match="dpo-lora, practice"):
-        load_recipe("sft")
+    with pytest.raises(UnknownRecipe, match=r"dpo-lora, .*practice"):
+        load_recipe("ppo")
 
 
 def test_steps_and_batches() -> None:

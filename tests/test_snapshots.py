@@ -18,9 +18,9 @@ from feedback_store import tables
 from feedback_store.durable import sha256_of
 from feedback_store.errors import InvalidRecord, LeakedPrompt, NotEnoughPreferences, SnapshotDamaged, StoreDamaged
 from feedback_store.mixing import Mix
-from feedback_store.preferences import preference_id, prompt_key, split_of
-from feedback_store.records import Message, Preference
-from feedback_store.snapshots import Snapshot, freeze, load_preferences, load_snapshot, verify
+from feedback_store.preferences import preference_id, prompt_key, split_of, unpaired_id
+from feedback_store.records import Message, Preference, UnpairedPreference
+from feedback_store.snapshots import Snapshot, freeze, load_preferences, load_ratings, load_snapshot, verify
 
 ROOT = Path(__file__).parent.parent
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
@@ -317,3 +317,66 @@ def test_a_snapshot_is_checked_by_hand(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "feedback_store.snapshots", str(snapshot.directory)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(f"{snapshot.hash}: {snapshot.train_rows} train")
+
+
+RATINGS = Mix(learns_from="ratings")
+
+
+def rated(number: int, label: bool = True, rater: str = "ana", prompt: str | None = None) -> UnpairedPreference:
+    messages = (Message(role="user", content=prompt or f"Question {number} – ünïcode?"),)
+    answer = f"Write to ana{number}@example.org"
+    identity = unpaired_id(messages, answer, label, f"rating_{number}_{rater}")
+    return UnpairedPreference(identity, messages, answer, label, "rating", 1.0, rater, ("v0",), NOW)
+
+
+def test_ratings_are_frozen_split_and_verified_as_pairs_are(tmp_path: Path) -> None:
+    given = [rated(number, number % 3 == 0) for number in range(60)]
+    snapshot = freeze([], tmp_path, None, RATINGS, ratings=given)
+    learned, rest = load_ratings(snapshot.ratings_path), load_ratings(snapshot.directory / "held_out_ratings.parquet")
+    assert (snapshot.train_rows, snapshot.held_out_rows, snapshot.rated_rows) == (0, 0, len(learned))
+    assert {split_of(one.prompt) for one in learned} == {"train"}
+    assert {split_of(one.prompt) for one in rest} == {"held_out"}
+    labels = {one.unpaired_id: one.label for one in given}
+    assert {one.unpaired_id: one.label for one in learned + rest} == labels
+    assert (snapshot.counts, snapshot.redacted) == ({"rating": 60}, {"email": 60})
+    assert learned[0].completion == "Write to [email]"
+    verify(load_snapshot(snapshot.directory))
+    assert freeze([], tmp_path, None, RATINGS, ratings=given[::-1]) == snapshot
+    other = [replace(given[0], label=not given[0].label), *given[1:]]
+    assert freeze([], tmp_path, None, RATINGS, ratings=other).hash != snapshot.hash
+
+    table = pq.read_table(snapshot.ratings_path)
+    said = table["label"].to_pylist()
+    pq.write_table(table.set_column(3, table.schema.field("label"), [[not said[0], *said[1:]]]), snapshot.ratings_path)
+    manifest = json.loads((snapshot.directory / "manifest.json").read_text())
+    manifest["parts"]["ratings"]["sha256"] = sha256_of(snapshot.ratings_path)
+    (snapshot.directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SnapshotDamaged, match="its rows do not give its hash"):
+        verify(load_snapshot(snapshot.directory))
+
+
+def test_ratings_obey_the_mix_and_never_meet_a_prompt_that_pairs_are_judged_on(tmp_path: Path) -> None:
+    pairs = many()
+    judged = next(row.prompt[-1]["content"] for row in pairs if split_of(row.prompt) == "held_out")
+    near = next(f"{judged}{'!' * n}" for n in range(1, 200) if part_of(f"{judged}{'!' * n}") == "train")
+    train = [number for number in range(100, 200) if part_of(f"Question {number} – ünïcode?") == "train"]
+    one, two, *others = train
+    disputed = [rated(one, True, "ana"), rated(one, False, "bob")]  # two people, one answer, two labels
+    twice = [rated(two), replace(rated(two), unpaired_id="label_again")]
+    given = [rated(0, prompt=near), *disputed, *twice, *(rated(number, rater="eve") for number in others)]
+    snapshot = freeze(pairs, tmp_path, None, replace(RATINGS, max_rater_share=0.5), ratings=given)
+    assert {"near_held_out": 1, "contradicted": 2, "duplicate": 1}.items() <= snapshot.left_out.items()
+    raters = [one.rater for one in load_ratings(snapshot.ratings_path)]
+    assert raters.count("eve") == raters.count("ana") == 1
+    assert snapshot.train_rows == freeze(pairs, tmp_path, None).train_rows, "the pairs are there as they were"
+    verify(snapshot)
+
+
+def test_a_run_from_ratings_needs_ratings_and_one_from_text_needs_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughPreferences, match=r"0 rated answers .*\n?.*thumbs"):
+        freeze(many(), tmp_path, None, RATINGS)
+    nothing = freeze([], tmp_path, None, Mix(learns_from="text"))
+    assert (nothing.train_rows, nothing.held_out_rows, nothing.rated_rows) == (0, 0, None)
+    assert load_preferences(nothing.held_out_path) == []
+    with pytest.raises(InvalidRecord, match="learns_from"):
+        Mix(learns_from="thumbs")

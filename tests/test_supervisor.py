@@ -16,7 +16,15 @@ from feedback_store.errors import NotEnoughPreferences
 from feedback_store.mixing import Mix
 from feedback_store.snapshots import Snapshot, freeze, load_snapshot
 from trainer import launch
-from trainer.errors import BadRecipe, BadRunRequest, RunActive, RunNotFound, UnknownRecipe, VersionNotFound
+from trainer.errors import (
+    BadRecipe,
+    BadRunRequest,
+    RunActive,
+    RunNotFound,
+    TrainingUnavailable,
+    UnknownRecipe,
+    VersionNotFound,
+)
 from trainer.runs import Run, RunState
 from trainer.supervisor import Supervisor
 
@@ -230,7 +238,11 @@ def test_stopping_leaves_the_child_and_a_dead_one_is_failed_at_the_next_start(pl
 @pytest.mark.parametrize(
     ("asked", "error", "said"),
     [
-        ({"recipe": "sft"}, UnknownRecipe, "dpo-lora"),
+        ({"recipe": "ppo"}, UnknownRecipe, "dpo-lora"),
+        ({"recipe": "dpo-qlora"}, TrainingUnavailable, "needs a GPU"),
+        ({"recipe": "kto"}, NotEnoughPreferences, "0 rated answers"),
+        ({"recipe": "kto", "practice": "shorter"}, BadRunRequest, "does not learn from pairs"),
+        ({"recipe": "continued-pretraining"}, BadRunRequest, "no text to learn from"),
         ({"num_processes": 3}, BadRecipe, "3 processes"),
         ({"num_processes": 0}, BadRunRequest, "num_processes is 0"),
         ({"max_steps": 0}, BadRunRequest, "max_steps is 0"),

@@ -17,7 +17,6 @@ from chat_app.serving.engine import Sampling, ServedVersion
 from chat_app.serving.llama_engine import LlamaEngine, build_llama_engine
 from feedback_store.control_text import BREAK, FLOOR
 from feedback_store.records import Message, Preference
-from trainer.methods.dpo import _row
 from trainer.tokens import as_read, markers, tokenise
 
 pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
@@ -92,11 +91,12 @@ def test_control_tokens_are_only_those_of_the_template(
 
 
 def test_what_is_trained_on_is_what_is_scored(tokenizer: Any) -> None:
-    """TRL renders the rows of the job itself; the ids of prompt and answer must be those of `tokenise`."""
+    """The ids of prompt and answer are those of the whole conversation, as the template renders it."""
     for conversation in CONVERSATIONS:
-        row = _row(as_read(tokenizer, preference(conversation)))
-        tokens = tokenise(tokenizer, preference(conversation), 4096)
-        whole = tokenizer.apply_chat_template(row["prompt"] + row["chosen"], tokenize=True, return_dict=True)
+        read = as_read(tokenizer, preference(conversation))
+        tokens = tokenise(tokenizer, read, 4096)
+        said = [*read.prompt, Message(role="assistant", content=read.chosen)]
+        whole = tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)
         assert list(whole["input_ids"]) == tokens.prompt + tokens.chosen
 
 

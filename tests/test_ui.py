@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from chat_app.operations import Status
-from chat_app.ui.admin import next_step, overview, run_card, versions_table
+from chat_app.ui.admin import _recipe_choices, next_step, overview, run_card, versions_table
 from chat_app.ui.theme import badge, navigation
 from feedback_store.records import Counts
 
@@ -85,3 +85,18 @@ def test_the_newest_version_comes_first() -> None:
     ]
     table = versions_table(rows)
     assert table.index("v1") < table.index("v0")
+
+
+def test_a_run_that_has_no_margins_is_shown_without_them() -> None:
+    card = run_card({**RUN, "metrics": {"loss": 2.5}, "method": "sft", "tuning": "full"})
+    assert "recipe dpo-lora (sft, full)" in card
+    assert "loss 2.5000" in card
+    assert "margins" not in card
+
+
+def test_the_list_of_recipes_says_what_each_is_for() -> None:
+    rows = [
+        {"name": "kto", "about": "Learn from thumbs.", "error": None},
+        {"name": "wrong", "about": "", "error": "unknown key"},
+    ]
+    assert _recipe_choices(rows) == [("kto: Learn from thumbs.", "kto")]

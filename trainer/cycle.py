@@ -26,12 +26,14 @@ from trainer.errors import ChildFailed, TrainerError
 from trainer.launchers import EVALUATION, TRAINING, Job, Launcher, Work, job_of, launcher_for
 from trainer.recipe import Recipe
 from trainer.runs import Run, RunConfig, RunState, new_run_id
+from trainer.tuning import uses_bf16
 from trainer.verdict import Verdict, decide
 from trainer.versions import Versions
 
 POLL_S = 0.3
 EXIT_GRACE_S = 20.0  # after its result is written a child may take this long to leave
 LOG_LINES = 12
+BYTES_A_TOKEN = 4  # of text in a European language, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Plan:
     practice: str | None
     device: str
     requested_by: str
+    texts: dict[str, Any] | None = None
+    dialogues: dict[str, Any] | None = None
     launch: Launch = LOCAL
 
 
@@ -77,14 +81,24 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path, fo
             "directory": str(snapshot.directory.absolute()),
             "train_rows": snapshot.train_rows,
             "held_out_rows": snapshot.held_out_rows,
+            "rated_rows": snapshot.rated_rows,
             "counts": dict(snapshot.counts),
-            "planned_steps": plan.recipe.total_steps(snapshot.train_rows, plan.max_steps),
+            "texts": plan.texts,
+            "dialogues": plan.dialogues,
+            "planned_steps": plan.recipe.planned_steps(_rows(plan, snapshot), plan.max_steps),
         },
         device=plan.device,
         requested_by=plan.requested_by,
         launch=plan.launch.kept(),
     )
     return Run.create(data_dir / folder, config)
+
+
+def _rows(plan: Plan, snapshot: Snapshot) -> int:
+    """How many rows there are to learn from; for texts a guess, until they are cut into tokens."""
+    if plan.texts is not None:
+        return max(1, int(plan.texts["bytes"]) // (BYTES_A_TOKEN * plan.recipe.max_length))
+    return snapshot.train_rows if snapshot.rated_rows is None else snapshot.rated_rows
 
 
 def run_cycle(run: Run, around: Surroundings) -> None:
@@ -105,7 +119,7 @@ def ensure_prepared(run: Run) -> Snapshot:
 
 
 def ensure_trained(run: Run, around: Surroundings) -> None:
-    """training.json and the adapter are there afterwards."""
+    """training.json and the adapter, or the whole model, are there afterwards."""
     if run.training is None:
         _run_child(run, TRAINING, lambda: run.training, around)
     if run.training is None:
@@ -113,7 +127,7 @@ def ensure_trained(run: Run, around: Surroundings) -> None:
 
 
 def ensure_evaluated(run: Run, snapshot: Snapshot, around: Surroundings) -> dict[str, Any]:
-    """evaluation.json: the run's adapter against the champion of this moment, on the held-out part."""
+    """evaluation.json: what the run made against the champion of this moment, on the held-out part."""
     if run.evaluation is None:
         if run.state is not RunState.EVALUATING:
             champion, candidate = around.champion(), around.versions.next_name(run.config.practice)
@@ -143,8 +157,7 @@ def comparison(
     candidate: tuple[str, Path | None],
     champion: tuple[str, Path | None],
 ) -> dict[str, Any]:
-    """comparison.json, all that `evaluate.py` needs; a version's adapter is None for the base."""
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and device == "gpu")
+    """comparison.json, all that `evaluate.py` needs. A version's path: its adapter or whole model; None: the base."""
     return {
         "candidate": _version(*candidate),
         "champion": _version(*champion),
@@ -153,24 +166,24 @@ def comparison(
         "held_out_pairs": recipe.held_out_pairs,
         "max_length": recipe.max_length,
         "beta": recipe.beta,
-        "precision": "bf16" if bf16 else "fp32",
+        "precision": "bf16" if uses_bf16(recipe, device) else "fp32",
         "base": base,
         "models_dir": models_dir,
         "device": device,
     }
 
 
-def adapter_of(version: str, base: str, versions: Versions) -> Path | None:
-    """The adapter directory of a version, None for the base. Raises when it belongs to another base."""
+def weights_of(version: str, base: str, versions: Versions) -> Path | None:
+    """The adapter or whole model of a version, None for the base. Raises when it belongs to another base."""
     if version == BASE_VERSION:
         return None
     manifest = versions.load(version)
     if manifest.base != base:
         raise TrainerError(
-            f"Version {version} is an adapter on {manifest.base}, the model in use is {base}: they cannot be compared. "
+            f"Version {version} was made from {manifest.base}, the model in use is {base}: they cannot be compared. "
             f"Roll back to a version on {base}, or name {manifest.base} with ZLOOP_MODEL."
         )
-    return versions.adapter_directory(version)
+    return versions.model_directory(version) or versions.adapter_directory(version)
 
 
 def reason_of_death(run: Run, stage: str) -> str:
@@ -191,14 +204,17 @@ def _write_comparison(run: Run, snapshot: Snapshot, candidate: str, champion: st
             models_dir=config.models_dir,
             device=config.device,
             snapshot=snapshot,
-            candidate=(candidate, run.directory / "adapter"),
-            champion=(champion, adapter_of(champion, str(config.base["name"]), versions)),
+            candidate=(candidate, run.weights),
+            champion=(champion, weights_of(champion, str(config.base["name"]), versions)),
         ),
     )
 
 
-def _version(version: str, adapter: Path | None) -> dict[str, str | None]:
-    return {"version": version, "adapter": str(adapter.absolute()) if adapter else None}
+def _version(version: str, weights: Path | None) -> dict[str, str | None]:
+    """A side of the comparison: a directory with a config.json is a whole model, any other is an adapter."""
+    if weights is not None and (weights / "config.json").is_file():
+        return {"version": version, "adapter": None, "model": str(weights.absolute())}
+    return {"version": version, "adapter": str(weights.absolute()) if weights else None}
 
 
 def end_children(run: Run) -> None:

@@ -15,7 +15,7 @@
     └── JobError               raised inside a child; its sentence becomes the run's error
         ├── WrongProcessCount
         ├── WrongStrategy      accelerate started something else than was asked for
-        ├── WrongReference     the first loss was not ln 2
+        ├── WrongStart         the first loss was not what the method makes it
         ├── Diverged           loss or gradient norm stopped being finite
         └── NothingToTrainOn   every row was too long
 
@@ -98,7 +98,7 @@ class WrongStrategy(JobError):
     pass
 
 
-class WrongReference(JobError):
+class WrongStart(JobError):
     pass
 
 

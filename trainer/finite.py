@@ -1,7 +1,8 @@
-"""Whether every weight of an adapter is a finite number, in both forms: safetensors (PEFT) and GGUF (llama.cpp).
+"""Whether every weight of a version is a finite number, in both forms: safetensors and GGUF (llama.cpp).
 
 Asked by `versions.py`. A hash says that a file is the one that was published, not that it is fit to be served. Needs
-neither torch nor safetensors. Not covered: quantised tensors, which hold no plain floats (we write none).
+neither torch nor safetensors. Not covered: quantised tensors, which hold no plain floats (of a whole model as GGUF; its
+other form is looked at, and it was made from that).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def _is_finite(tensor: NDArray[Any]) -> bool:
 
 def _safetensors(path: Path) -> list[tuple[str, NDArray[Any]]]:
     """Name and values of every tensor of floats: eight bytes of length, a JSON header, then the values."""
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
+    content = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
     header.pop("__metadata__", None)
     found = []
     for name, entry in header.items():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import JobError
 
-_NAMES = {
+LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -52,7 +52,7 @@ def write_gguf_adapter(adapter_dir: Path, base_dir: Path, out: Path) -> None:
         values = tensor.astype(np.float32)
         if half == "B" and module in ("self_attn.q_proj", "self_attn.k_proj"):
             values = permute_rows(values, heads if module == "self_attn.q_proj" else kv_heads)
-        writer.add_tensor(f"blk.{layer}.{_NAMES[module]}.weight.lora_{half.lower()}", np.ascontiguousarray(values))
+        writer.add_tensor(f"blk.{layer}.{LAYER_NAMES[module]}.weight.lora_{half.lower()}", np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -75,7 +75,7 @@ def _check(adapter: dict[str, Any], base: dict[str, Any]) -> None:
 
 def _parse(key: str) -> tuple[int, str, str]:
     match = _KEY.match(key)
-    if match is None or match[2] not in _NAMES:
+    if match is None or match[2] not in LAYER_NAMES:
         raise JobError(f"The adapter holds {key!r}, which has no place in a GGUF adapter of a Llama model.")
     return int(match[1]), match[2], match[3]
 

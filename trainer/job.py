@@ -1,38 +1,49 @@
-"""CHILD: one run directory in, one adapter out. How it learns is the recipe's method (`methods/`).
+"""CHILD: one run directory in, one adapter (or whole model) out. How it learns is the recipe's method (`methods/`).
 
 Started by `launch.py`; by hand: `accelerate launch --config_file trainer/recipes/accelerate/cpu_single.yaml
 -m trainer.job RUN_DIR`. Reads config.json and the snapshot's Parquet, never the database or the environment.
-The reference is the base: the same model with the adapter switched off.
 
 It stops with a sentence in failure.json when accelerate did not start the processes or the strategy asked for, when
-the first loss is not ln 2 (the reference is wrong), and at the first loss or gradient norm that is not finite.
-training.json, written last, means: the adapter is complete.
+the first loss of a stage is not what its method makes it (with DPO ln 2: else the reference is wrong), and at the first
+loss or gradient norm that is not finite. training.json, written last, means: the weights are complete.
 
-Not covered: resuming, full fine-tuning, weights per pair, sharing the prompt. bf16 and GPUs are wired, not tested.
+Not covered: resuming. bf16 and GPUs are wired, not tested.
 """
 
 from __future__ import annotations
 
-import json
+import gc
+import shutil
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from feedback_store.durable import sync_tree, write_json
+from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
-from feedback_store.snapshots import load_preferences, load_snapshot
 from trainer.base_model import BaseModel, ensure_base
-from trainer.command import SHARDED, Launch
+from trainer.command import Launch
 from trainer.errors import JobError, TrainerError, WrongProcessCount, WrongStrategy
-from trainer.gguf_adapter import write_gguf_adapter
-from trainer.methods import dpo
+from trainer.methods import continued_pretraining, dpo, kto, sft
 from trainer.progress import Progress, watch
-from trainer.recipe import from_mapping
+from trainer.recipe import CONTINUED_PRETRAINING, DPO, KTO, SFT, Recipe, from_mapping
 from trainer.runs import Run, RunConfig
+from trainer.stage import Setting
+from trainer.two_stages import join_adapters, merge_into_base
+from trainer.weights import ADAPTER, MODEL, save_weights, write_gguf_form
+
+WEIGHTS = "weights"  # of a stage, below its checkpoints
+METHODS = {
+    DPO: dpo.prepare,
+    SFT: sft.prepare,
+    KTO: kto.prepare,
+    CONTINUED_PRETRAINING: continued_pretraining.prepare,
+}
 
 
 def train(run: Run) -> None:
-    """Train the adapter of `run`. Raises JobError with the sentence that becomes the run's error."""
+    """Train what `run` asks for. Raises JobError with the sentence that becomes the run's error."""
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
@@ -45,35 +56,95 @@ def train(run: Run) -> None:
     with process.main_process_first():
         base_dir = ensure_base(BaseModel.from_dict(config.base), Path(config.models_dir))
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
-    train_path = load_snapshot(Path(config.snapshot["directory"])).train_path
-    preferences, dropped = dpo.choose_rows(
-        load_preferences(train_path), recipe, config.max_steps, config.seed, tokenizer
-    )
-    total_steps = recipe.total_steps(len(preferences), config.max_steps)
-    progress.start("training", total_steps=total_steps)
-    trainer = dpo.make_trainer(
-        recipe,
-        preferences,
-        base_dir=base_dir,
-        tokenizer=tokenizer,
-        arguments=dpo.arguments(run, recipe, total_steps),
-    )
-    launch = Launch.of(config)
-    _check_strategy(trainer.accelerator, launch)
-    trainer.add_callback(watch(recipe, len(preferences), progress))
-    trainer.train()
-    _check_all_seen(trainer, total_steps)
-    # Sharded, each process holds a part of the weights; all of them together make them whole.
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if launch.strategy in SHARDED else None
+    weights = run.directory / (MODEL if recipe.is_full else ADAPTER)
+    checkpoints = run.directory / "checkpoints"
+    setting = Setting(run, recipe, base_dir, tokenizer, checkpoints, progress)
+    if len(recipe.stages()) == 1:
+        facts = [_train_stage(setting, weights)]
+    else:
+        facts = _train_stages(setting, process)
+        if process.is_main_process:
+            _unite(checkpoints, weights)
     if process.is_main_process:
-        _save(
-            trainer,
-            weights,
-            run,
-            base_dir,
-            {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped},
-        )
-    trainer.end()
+        write_gguf_form(run, base_dir)
+        write_json(run.directory / "training.json", {**_sums(facts), "base_directory": str(base_dir)})
+        for left in ("stage1", "stage2", "merged"):
+            shutil.rmtree(checkpoints / left, ignore_errors=True)
+    process.wait_for_everyone()
+    process.destroy_process_group()
+
+
+def _train_stages(setting: Setting, process: Any) -> list[dict[str, Any]]:
+    """Train two stages, the second from where the first ended; what training.json says of each.
+
+    A first stage that is done is not done again by a job that goes on after a kill: stage.json says that it is.
+    """
+    first, second = setting.recipe.stages()
+    stage1, stage2, merged = (setting.output_dir / name for name in ("stage1", "stage2", "merged"))
+    done = read_json(stage1 / "stage.json")
+    if done is None:
+        done = _train_stage(replace(setting, recipe=first, output_dir=stage1), stage1 / WEIGHTS, later=second)
+        gc.collect()  # its trainer and its model are not needed any more
+        if process.is_main_process:
+            write_json(stage1 / "stage.json", done)
+    if process.is_main_process and not first.is_full and not merged.is_dir():
+        merge_into_base(setting.base_dir, stage1 / WEIGHTS, merged)
+    process.wait_for_everyone()
+    begin = stage1 / WEIGHTS if first.is_full else merged
+    setting = replace(setting, recipe=second, base_dir=begin, output_dir=stage2)
+    return [done, _train_stage(setting, stage2 / WEIGHTS, done=done)]
+
+
+def _train_stage(
+    setting: Setting,
+    saved: Path,
+    *,
+    done: Mapping[str, Any] | None = None,
+    later: Recipe | None = None,
+) -> dict[str, Any]:
+    """Train one stage and save its weights in `saved`; returns what training.json says of it.
+
+    `done` says the same of the stage before, `later` is the recipe of the one to come, whose steps are a plan until it
+    begins.
+    """
+    config, recipe, progress = setting.run.config, setting.recipe, setting.progress
+    progress.write("loading")
+    stage = METHODS[recipe.method](setting)
+    steps_before, rows_before = (done["steps"], done["pairs"]) if done else (0, 0)
+    to_come = later.total_steps(stage.rows, config.max_steps) if later else 0
+    progress.start("training", total_steps=steps_before + stage.total_steps + to_come)
+    trainer = stage.trainer
+    _check_strategy(trainer.accelerator, Launch.of(config))
+    trainer.add_callback(watch(stage, recipe.batch_size, progress, steps_before=steps_before, rows_before=rows_before))
+    trainer.train()
+    _check_all_seen(trainer, stage.total_steps)
+    save_weights(trainer, saved, str(config.base["name"]))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "method": recipe.method,
+        "steps": stage.total_steps,
+        "pairs": stage.rows,
+        "dropped_over_long": stage.dropped_over_long,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        **stage.facts,
+    }
+
+
+def _unite(checkpoints: Path, weights: Path) -> None:
+    """The weights of both stages as those of one."""
+    shutil.rmtree(weights, ignore_errors=True)  # of a job that was killed here
+    first, second = checkpoints / "stage1" / WEIGHTS, checkpoints / "stage2" / WEIGHTS
+    if weights.name == MODEL:
+        shutil.copytree(second, weights)
+    else:
+        join_adapters(first, second, weights)
+
+
+def _sums(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """training.json from the facts of the stages: those of the last one, steps and rows of all."""
+    sums = {key: sum(stage[key] for stage in facts) for key in ("steps", "pairs")}
+    return {**facts[-1], **sums, "stages": facts}
 
 
 def _check_processes(process: Any, config: RunConfig) -> None:
@@ -101,30 +172,6 @@ def _check_strategy(accelerator: Any, launch: Launch) -> None:
 def _check_all_seen(trainer: Any, total_steps: int) -> None:
     if trainer.state.global_step != total_steps:
         raise JobError(f"Training stopped at step {trainer.state.global_step} of {total_steps} without an error.")
-
-
-def _save(trainer: Any, weights: Any, run: Run, base_dir: Path, facts: dict[str, Any]) -> None:
-    """The adapter, in both forms where the base has both, then training.json. `weights` None: those of the model."""
-    adapter = run.directory / "adapter"
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
-        adapter, selected_adapters=["default"], state_dict=weights
-    )
-    (adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the version gets a real one
-    _make_portable(adapter / "adapter_config.json", str(run.config.base["name"]))
-    if run.config.base["gguf"]:  # llama.cpp needs the base as GGUF too: without one, nothing could serve the file
-        write_gguf_adapter(adapter, base_dir, run.directory / "adapter.gguf")
-    sync_tree(adapter)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    write_json(
-        run.directory / "training.json",
-        {**facts, "base_directory": str(base_dir), "first_loss": losses[0], "last_loss": losses[-1]},
-    )
-
-
-def _make_portable(path: Path, base: str) -> None:
-    """Name the base instead of a path on this machine, and order what PEFT keeps in sets."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**values, "base_model_name_or_path": base, "target_modules": sorted(values["target_modules"])})
 
 
 def main() -> None:

@@ -9,15 +9,19 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from feedback_store.durable import write_json
-from trainer.errors import Diverged, WrongReference
-from trainer.recipe import Recipe
+from trainer.errors import Diverged, WrongStart
 from trainer.runs import Run
+
+if TYPE_CHECKING:
+    from trainer.stage import Stage
 
 FIRST_LOSS = math.log(2)
 FIRST_LOSS_TOLERANCE = 1e-3
+_KEPT = ("loss", "grad_norm", "learning_rate", "kl", "mean_token_accuracy")
 
 
 class Progress:
@@ -48,28 +52,45 @@ class Progress:
 
 
 def metrics_line(step: int, pairs: int, logs: Mapping[str, float], now: float) -> dict[str, Any]:
-    """One line of metrics.jsonl from TRL's log of one step."""
-    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/"))}
-    wanted = {key: logs[key] for key in ("loss", "grad_norm", "learning_rate") if key in logs}
+    """One line of metrics.jsonl from TRL's log of one step. `pairs` counts rows, whatever the method learns from."""
+    kept = {key: value for key, value in logs.items() if key.startswith(("rewards/", "logps/", "lengths/"))}
+    wanted = {key: logs[key] for key in _KEPT if key in logs}
     return {"step": step, "time": now, "pairs": pairs, **wanted, **kept}
 
 
-def check_step(step: int, logs: Mapping[str, float]) -> None:
-    """Raises WrongReference or Diverged on the log of a step that must not be followed by another one."""
+@dataclass(frozen=True, slots=True)
+class FirstLoss:
+    """Where a method's first loss lies when all is right: `low` to `high`, `wanted` in words; `otherwise` is wrong."""
+
+    low: float
+    high: float
+    wanted: str
+    otherwise: str
+
+
+def reference_loss(loss: float, wanted: str) -> FirstLoss:
+    """The first loss of a method with a reference, which says nothing else at the first step than the model does."""
+    tolerance = FIRST_LOSS_TOLERANCE * max(1.0, loss)
+    wrong = "the reference is not the model that training starts from"
+    return FirstLoss(loss - tolerance, loss + tolerance, f"{wanted} ± {FIRST_LOSS_TOLERANCE}", wrong)
+
+
+def check_step(step: int, logs: Mapping[str, float], first: FirstLoss | None) -> None:
+    """Raises WrongStart or Diverged on the log of a step of a stage that must not be followed by another one."""
     for key in ("loss", "grad_norm"):
         if not math.isfinite(logs[key]):
             raise Diverged(
                 f"At step {step} {key} is {logs[key]}: the training diverged. Lower learning_rate in the recipe."
             )
-    if step == 1 and abs(logs["loss"] - FIRST_LOSS) > FIRST_LOSS_TOLERANCE:
-        raise WrongReference(
-            f"The first loss is {logs['loss']:.4f}, it must be ln 2 = {FIRST_LOSS:.4f} ± {FIRST_LOSS_TOLERANCE}: "
-            "the reference is not the model that training starts from. Nothing was published."
+    if step == 1 and first is not None and not first.low <= logs["loss"] <= first.high:
+        raise WrongStart(
+            f"The first loss is {logs['loss']:.4f}, it must be {first.wanted}: {first.otherwise}. "
+            "Nothing was published."
         )
 
 
-def watch(recipe: Recipe, rows: int, progress: Progress) -> Any:
-    """The callback of a training on `rows` pairs."""
+def watch(stage: Stage, batch_size: int, progress: Progress, *, steps_before: int = 0, rows_before: int = 0) -> Any:
+    """The callback of a stage; `…_before` is what earlier stages of the run have done."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -79,8 +100,9 @@ def watch(recipe: Recipe, rows: int, progress: Progress) -> Any:
             if "loss" not in logs:
                 return
             step = int(state.global_step)
-            check_step(step, logs)
-            progress.step(metrics_line(step, pairs_seen(step, recipe.batch_size, rows), logs, time.time()))
+            check_step(step, logs, stage.first_loss(logs))
+            rows = rows_before + pairs_seen(step, batch_size, stage.rows)
+            progress.step(metrics_line(steps_before + step, rows, logs, time.time()))
 
     return Watch()
 

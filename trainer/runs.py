@@ -9,6 +9,7 @@
       accelerate.yaml   the accelerate configuration, written before the start                launcher
       log.txt           what the children print                                               child
       adapter/          the adapter, PEFT form; adapter.gguf beside it, GGUF form             child
+      model/            or the whole model, where every weight moved; model.gguf beside it    child
       training.json     the result of training, written last                                  child
       evaluation.json   the result of the evaluation, written last                            child
       failure.json      a child's own sentence about why it stopped                           child
@@ -151,6 +152,12 @@ class Run:
     def progress(self) -> dict[str, Any]:
         return read_json(self.directory / "progress.json") or {}
 
+    @property
+    def weights(self) -> Path:
+        """What the run trained: its whole model, else its adapter, there or still to come."""
+        model = self.directory / "model"
+        return model if model.is_dir() else self.directory / "adapter"
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl written so far; a last line still being written is left out."""
         return [json.loads(line) for line in self._lines("metrics.jsonl") if line.endswith("}")]
@@ -204,6 +211,8 @@ class Run:
             "verdict": record.get("verdict"),
             "error": record.get("error"),
             "recipe": config.recipe_name,
+            "method": config.recipe.get("method", "dpo"),
+            "tuning": config.recipe.get("tuning", "lora"),
             "practice": config.practice,
             "snapshot": config.snapshot["hash"],
             "num_processes": config.num_processes,

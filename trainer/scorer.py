@@ -15,7 +15,8 @@ from typing import Any
 from feedback_store.records import Preference
 from trainer.base_model import BaseModel, ensure_base
 from trainer.errors import JobError
-from trainer.tokens import PairTokens, tokenise
+from trainer.packing import pair_layout
+from trainer.tokens import tokenise
 
 # PEFT matches adapter names by substring: neither of these is part of the other, nor of a module's name.
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -86,43 +87,19 @@ class Scorer:
         tokens = tokenise(self.tokenizer, preference, self._max_length)
         if not tokens.chosen or not tokens.rejected:
             return None
-        layout = _layout(tokens)
+        layout = pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
         answers = tokens.chosen + tokens.rejected
         with torch.inference_mode(), self.model(name) as model:
             logits = model(
                 input_ids=torch.tensor([tokens.prompt + answers], device=self._device),
                 position_ids=torch.tensor([layout.positions], device=self._device),
-                attention_mask=torch.tensor(layout.visible, device=self._device)[None, None],
+                attention_mask=layout.visible().to(self._device)[None, None],
                 logits_to_keep=torch.tensor(layout.predicting, device=self._device),
             ).logits[0]
             wanted = torch.tensor(answers, device=self._device)[:, None]
             each = torch.log_softmax(logits.float(), dim=-1).gather(-1, wanted).double()
         cut = len(tokens.chosen)
         return PairScore(float(each[:cut].sum()), float(each[cut:].sum()), cut)
-
-
-def _layout(tokens: PairTokens) -> PairLayout:
-    return pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
-
-
-@dataclass(frozen=True, slots=True)
-class PairLayout:
-    """How prompt + chosen + rejected lie in one row."""
-
-    positions: list[int]
-    visible: list[list[bool]]
-    predicting: list[int]
-
-
-def pair_layout(prompt: int, chosen: int, rejected: int) -> PairLayout:
-    """The layout for these lengths in tokens: position of each token, who sees whom, and whose logits predict."""
-    end = prompt + chosen
-    row = range(end + rejected)
-    return PairLayout(
-        positions=[*range(end), *range(prompt, prompt + rejected)],
-        visible=[[seen <= by and not (by >= end and prompt <= seen < end) for seen in row] for by in row],
-        predicting=[*range(prompt - 1, end - 1), prompt - 1, *range(end, end + rejected - 1)],
-    )
 
 
 def _device(device: str) -> str:

@@ -60,8 +60,8 @@ def requantise(source: Path, out: Path, form: str) -> None:
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, quants
 
     reader = GGUFReader(source)
-    writer = GGUFWriter(out, str(_metadata(reader, "general.architecture")))
-    _copy_metadata(reader, writer)
+    writer = GGUFWriter(out, str(metadata(reader, "general.architecture")))
+    copy_metadata(reader, writer)
     file_types = {"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}
     writer.add_file_type(LlamaFileType[file_types.get(form, f"MOSTLY_{form}")])
     wanted = GGMLQuantizationType[form]
@@ -78,8 +78,8 @@ def requantise(source: Path, out: Path, form: str) -> None:
     writer.close()
 
 
-def _copy_metadata(reader: Any, writer: Any) -> None:
-    """All keys but those the writer sets itself."""
+def copy_metadata(reader: Any, writer: Any) -> None:
+    """Copy all keys of a GGUF file but those the writer sets itself."""
     from gguf import GGUFValueType
 
     for key, field in reader.fields.items():
@@ -89,7 +89,8 @@ def _copy_metadata(reader: Any, writer: Any) -> None:
         writer.add_key_value(key, field.contents(), kind, field.types[1] if kind == GGUFValueType.ARRAY else None)
 
 
-def _metadata(reader: Any, key: str) -> Any:
+def metadata(reader: Any, key: str) -> Any:
+    """The value of a key of a GGUF file. Raises KeyError."""
     return reader.fields[key].contents()
 
 

@@ -13,12 +13,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from feedback_store.durable import write_json
 from feedback_store.errors import StoreError
-from feedback_store.mixing import Mix
+from feedback_store.mixing import TEXT, Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
@@ -26,18 +27,20 @@ from trainer.command import Launch, choose_launch, show_command, write_accelerat
 from trainer.cycle import (
     Plan,
     Surroundings,
-    adapter_of,
     comparison,
     end_children,
     plan_run,
     reason_of_death,
     run_cycle,
+    weights_of,
 )
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import available_cores, check_training_available, threads_per_process
 from trainer.launchers import EVALUATION, TRAINING, Work, launcher_for
-from trainer.recipe import DEFAULT, PRACTICE, load_recipe
+from trainer.recipe import CONTINUED_PRETRAINING, DEFAULT, KTO, PRACTICE, SFT, SFT_THEN_DPO, Recipe, load_recipe
 from trainer.runs import Run, RunState, list_runs
+from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
+from trainer.tuning import check_tuning
 from trainer.versions import Versions
 
 MAX_PROCESSES = 64
@@ -75,6 +78,7 @@ class Supervisor:
         self.data_dir = data_dir.absolute()
         self.base = base
         self.versions = Versions(self.data_dir / "versions")
+        self.own_recipes = self.data_dir / "recipes"
         self._freeze = freeze
         self._champion = champion
         self._cpu_count = cpu_count
@@ -198,7 +202,7 @@ class Supervisor:
                     f"The local launcher starts processes on this machine only, not on {plan.launch.machines}. Use the "
                     "launcher slurm or ray, or start by hand the lines that `zloop train --show-command` prints."
                 )
-            snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
+            snapshot = self._snapshot_for(plan)
             run = plan_run(plan, snapshot, self.base, self.data_dir)
             with self._changed:
                 self._active = run
@@ -212,7 +216,7 @@ class Supervisor:
         Raises what `start_run` raises.
         """
         plan = self._plan(**request)
-        snapshot = self._freeze(plan.practice, plan.recipe.mix(plan.seed))
+        snapshot = self._snapshot_for(plan)
         run = plan_run(plan, snapshot, self.base, self.data_dir, "by_hand")
         write_accelerate_config(run.directory, plan.launch)
         return self._command(run)
@@ -258,8 +262,16 @@ class Supervisor:
         machines: int | None = None,
     ) -> Plan:
         launch = self._choose_launch(launcher, strategy, machines, num_processes)
-        plan = Plan(
-            recipe=load_recipe(recipe or (PRACTICE if practice else DEFAULT)),
+        chosen = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
+        check_tuning(chosen, launch.device)
+        if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
+            raise BadRunRequest(
+                f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
+                "Practise with another recipe."
+            )
+        chosen.micro_batch(launch.num_processes)
+        return Plan(
+            recipe=chosen,
             max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
             num_processes=launch.num_processes,
             seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
@@ -267,9 +279,25 @@ class Supervisor:
             device=launch.device,
             requested_by=requested_by,
             launch=launch,
+            texts=self._texts(chosen),
+            dialogues=None if practice else self._dialogues(chosen),
         )
-        plan.recipe.per_process_batch(plan.num_processes)
-        return plan
+
+    def _snapshot_for(self, plan: Plan) -> Snapshot:
+        mix = plan.recipe.mix(plan.seed)
+        if plan.dialogues and plan.recipe.method == SFT:
+            mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
+        return self._freeze(plan.practice, mix)
+
+    def _texts(self, recipe: Recipe) -> dict[str, Any] | None:
+        if recipe.method != CONTINUED_PRETRAINING:
+            return None
+        return find_texts(self.data_dir / TEXTS if recipe.texts is None else Path(recipe.texts))
+
+    def _dialogues(self, recipe: Recipe) -> dict[str, Any] | None:
+        if recipe.method not in (SFT, SFT_THEN_DPO):
+            return None
+        return find_dialogues(self.data_dir / DIALOGUES if recipe.dialogues is None else Path(recipe.dialogues))
 
     def cancel(self, run_id: str) -> Run:
         """Ask for a run to end; its processes are gone and its state is `cancelled` within about 15 s.
@@ -324,8 +352,8 @@ class Supervisor:
             models_dir=str(self.data_dir / "models"),
             device=launch.device,
             snapshot=snapshot,
-            candidate=(version, adapter_of(version, self.base.name, self.versions)),
-            champion=(against, adapter_of(against, self.base.name, self.versions)),
+            candidate=(version, weights_of(version, self.base.name, self.versions)),
+            champion=(against, weights_of(against, self.base.name, self.versions)),
         )
         write_json(directory / "comparison.json", request)
         return self._evaluate_in(directory, launch)

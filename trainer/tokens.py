@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from feedback_store.control_text import neutralise, neutralised, tokenizer_markers
-from feedback_store.records import Message, Preference
+from feedback_store.records import Message, Preference, UnpairedPreference
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,11 @@ class PairTokens:
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+
+    @property
+    def total(self) -> int:
+        """Tokens of the pair with its prompt counted once."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 @lru_cache(maxsize=2)
@@ -42,6 +47,39 @@ def as_read(tokenizer: Any, preference: Preference) -> Preference:
         chosen=neutralise(preference.chosen, broken),
         rejected=neutralise(preference.rejected, broken),
     )
+
+
+def answer_as_read(tokenizer: Any, rating: UnpairedPreference) -> UnpairedPreference:
+    """The rated answer with control text broken in it and in its prompt."""
+    broken = markers(tokenizer)
+    return replace(
+        rating,
+        prompt=tuple(neutralised(rating.prompt, broken)),
+        completion=neutralise(rating.completion, broken),
+    )
+
+
+def prompt_length(tokenizer: Any, prompt: Sequence[Message]) -> int:
+    """Tokens of the prompt as it is read, generation prompt included."""
+    return len(_ids(tokenizer, neutralised(prompt, markers(tokenizer)), add_generation_prompt=True))
+
+
+def answer_spans(tokenizer: Any, dialogue: Sequence[Message]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a dialogue up to its last answer, control text broken, and where each answer begins and ends.
+
+    An answer ends with what the template puts after it. One that the template writes otherwise once more is said after
+    it (some drop the thoughts of earlier turns) has no span.
+    """
+    messages = neutralised(dialogue, markers(tokenizer))
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant" and index]
+    ids = _ids(tokenizer, messages[: answers[-1] + 1])
+    spans = []
+    for index in answers:
+        read = _ids(tokenizer, messages[:index], add_generation_prompt=True)
+        said = _ids(tokenizer, messages[: index + 1])
+        if ids[: len(said)] == said:
+            spans.append((_common(read, said), len(said)))
+    return ids, spans
 
 
 def tokenise(tokenizer: Any, preference: Preference, max_length: int) -> PairTokens:

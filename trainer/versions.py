@@ -1,22 +1,25 @@
-"""Versions: immutable, servable models on disk, each an adapter on the base with a manifest of everything in it.
+"""Versions: immutable, servable models on disk, each with a manifest of everything in it.
 
     versions/<version>/
-      adapter/adapter_config.json, adapter/adapter_model.safetensors    PEFT form
+      adapter/adapter_config.json, adapter/adapter_model.safetensors    an adapter on the base, PEFT form
       adapter.gguf                        the same tensors for llama.cpp, where the base has a GGUF form
+      model/, model.gguf                  instead of these: a whole model, where every weight moved
       evaluation.json, README.md (model card), manifest.json (last)
 
 The last stage of `cycle.py`. `v0` is the base itself and has no directory. A directory without its manifest does not
 exist; nothing is ever written into one that has it. By hand, to verify:
 `python -m trainer.versions VERSIONS_DIR VERSION`.
 
-Not covered: which version is the champion (the store knows), full checkpoints, deleting.
+Not covered: which version is the champion (the store knows), deleting.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +29,7 @@ from feedback_store.durable import new_directory, read_json, sha256_of, write_js
 from trainer.base_model import base_provenance
 from trainer.errors import VersionDamaged, VersionNotFound
 from trainer.finite import non_finite_tensor
+from trainer.recipe import CONTINUED_PRETRAINING, DPO, FULL, KTO, LORA, QLORA, SFT, SFT_THEN_DPO
 from trainer.runs import Run, summary
 
 MANIFEST = "manifest.json"
@@ -34,7 +38,11 @@ _NAME = re.compile(r"^v(\d+)(?:-practice-[a-z0-9_-]+)?$")
 
 @dataclass(frozen=True, slots=True)
 class VersionManifest:
-    """What a version is made of. `evaluation` is the summary, `files` maps relative paths to hex SHA-256."""
+    """What a version is made of. `evaluation` is the summary, `files` maps relative paths to hex SHA-256.
+
+    `texts` is the hash of the texts of continued pretraining, or of the dialogues of supervised fine-tuning. What
+    older manifests do not have has its default.
+    """
 
     version: str
     base: str
@@ -49,6 +57,9 @@ class VersionManifest:
     evaluation: dict[str, Any]
     verdict: dict[str, Any]
     files: dict[str, str]
+    method: str = DPO
+    tuning: str = LORA
+    texts: str | None = None
 
 
 class Versions:
@@ -106,6 +117,15 @@ class Versions:
         self.load(version)
         return self.directory / version / "adapter"
 
+    def model_directory(self, version: str) -> Path | None:
+        """The whole model of a version that is none adapter on the base, as a Hugging Face directory; else None."""
+        return self.directory / version / "model" if self.load(version).tuning == FULL else None
+
+    def model_gguf(self, version: str) -> Path | None:
+        """The whole model as GGUF, where the base has that form; None too for an adapter. Raises VersionNotFound."""
+        files = self.load(version).files
+        return self.directory / version / "model.gguf" if "model.gguf" in files else None
+
     def next_name(self, practice: str | None) -> str:
         """The name the next published version gets: v4, or v4-practice-shorter."""
         number = 1 + max((_number(path.name) for path in self.directory.glob("v*")), default=0)
@@ -116,14 +136,15 @@ class Versions:
         return next((name for name in self.names() if self.load(name).run_id == run_id), None)
 
     def publish(self, run: Run, version: str, verdict: dict[str, Any]) -> str:
-        """Publish the adapter of a trained and evaluated run as `version`; publishing a run again changes nothing."""
+        """Publish what a trained and evaluated run made as `version`; publishing a run again changes nothing."""
         published = self.of_run(run.run_id)
         if published is not None:
             return published
         with new_directory(self.directory / version) as directory:
-            shutil.copytree(run.directory / "adapter", directory / "adapter")
+            weights = run.weights
+            shutil.copytree(weights, directory / weights.name, copy_function=_link_or_copy)
             if run.config.base["gguf"]:
-                shutil.copy(run.directory / "adapter.gguf", directory / "adapter.gguf")
+                _link_or_copy(weights.with_suffix(".gguf"), directory / f"{weights.name}.gguf")
             shutil.copy(run.directory / "evaluation.json", directory / "evaluation.json")
             manifest = _manifest(run, version, verdict, {})
             (directory / "README.md").write_text(model_card(run, manifest), encoding="utf-8")
@@ -131,23 +152,32 @@ class Versions:
         return version
 
 
+def _link_or_copy(source: str | Path, target: str | Path) -> str:
+    """Weights are written once and never changed: where the disk can, run and version share them."""
+    if Path(source).suffix in (".safetensors", ".gguf"):
+        with suppress(OSError):
+            os.link(source, target)
+            return str(target)
+    return str(shutil.copy2(source, target))
+
+
 def model_card(run: Run, manifest: VersionManifest) -> str:
     """README.md of a version: what it was made from and how it did, for a reader who has nothing else."""
     training, provenance = run.training or {}, _provenance(run)
     snapshot = run.config.snapshot
-    licence = provenance.get("licence")
+    licence, is_full = provenance.get("licence"), manifest.tuning == FULL
     sources = ", ".join(f"{count} from {source}" for source, count in snapshot["counts"].items())
     lines = [
         "---",
         f"base_model: {manifest.base}",
-        "library_name: peft",
+        f"library_name: {'transformers' if is_full else 'peft'}",
         *([f"license: {licence}"] if licence else []),
-        "tags: [dpo, lora, zephyr-loop]",
+        f"tags: [{manifest.method}, {manifest.tuning}, zephyr-loop]",
         "---",
         "",
         f"# {manifest.version}",
         "",
-        f"A LoRA adapter on `{manifest.base}`, learned with Direct Preference Optimization.",
+        f"{_KIND[manifest.tuning]} `{manifest.base}`, learned with {_LEARNED[manifest.method]}.",
     ]
     if manifest.practice:
         lines.append(f"**Practice**: it was taught the taste “{manifest.practice}” on made-up preferences.")
@@ -158,8 +188,9 @@ def model_card(run: Run, manifest: VersionManifest) -> str:
         "",
         "## Data",
         "",
-        f"Snapshot `{manifest.snapshot}`: {snapshot['train_rows']} preferences to train on, "
-        f"{snapshot['held_out_rows']} held out ({sources}). Trained on {training.get('pairs')} pairs in "
+        f"Snapshot `{manifest.snapshot}`: {_to_learn_from(snapshot)}, "
+        f"{snapshot['held_out_rows']} held out ({sources}). Trained on {training.get('pairs')} "
+        f"{_ROWS.get(manifest.method, 'pairs')} in "
         f"{training.get('steps')} steps; {training.get('dropped_over_long')} rows with over-long prompts dropped.",
         "",
         "## Recipe",
@@ -174,13 +205,47 @@ def model_card(run: Run, manifest: VersionManifest) -> str:
         "",
         "## Files and licence",
         "",
-        "`adapter/` is the PEFT form"
-        + (", `adapter.gguf` the same tensors for llama.cpp. " if run.config.base["gguf"] else ". ")
+        ("`model/` is the Hugging Face form" if is_full else "`adapter/` is the PEFT form")
+        + (
+            f", `{'model' if is_full else 'adapter'}.gguf` the same for llama.cpp. "
+            if run.config.base["gguf"]
+            else ". "
+        )
         + (f"The base is under {licence}. " if licence else "See the base for its licence. ")
-        + "The adapter carries what the preferences taught it: the terms of the data apply too.",
+        + "The weights carry what the data taught them: the terms of the data apply too.",
         "",
     ]
     return "\n".join(lines)
+
+
+_KIND = {
+    LORA: "A LoRA adapter on",
+    QLORA: "A LoRA adapter, learned on the base held in 4 bits, on",
+    FULL: "A whole model, every weight moved, from",
+}
+_LEARNED = {
+    DPO: "Direct Preference Optimization",
+    SFT: "supervised fine-tuning on good answers",
+    SFT_THEN_DPO: "supervised fine-tuning on good answers, then Direct Preference Optimization from there",
+    KTO: "KTO on answers that were rated one by one",
+    CONTINUED_PRETRAINING: "continued pretraining on the team's own texts",
+}
+_ROWS = {
+    SFT: "good answers",
+    SFT_THEN_DPO: "good answers and pairs",
+    KTO: "rated answers",
+    CONTINUED_PRETRAINING: "blocks of text",
+}
+
+
+def _to_learn_from(snapshot: dict[str, Any]) -> str:
+    if texts := snapshot.get("texts"):
+        return f"{len(texts['files'])} texts to train on (`{texts['hash']}`)"
+    if snapshot.get("rated_rows") is not None:
+        return f"{snapshot['rated_rows']} rated answers to train on"
+    dialogues = snapshot.get("dialogues")
+    files = f" beside {len(dialogues['files'])} files of dialogues (`{dialogues['hash']}`)" if dialogues else ""
+    return f"{snapshot['train_rows']} preferences to train on{files}"
 
 
 def _require_finite(version: str, path: Path) -> None:
@@ -214,6 +279,9 @@ def _manifest(run: Run, version: str, verdict: dict[str, Any], files: dict[str, 
         evaluation={"champion": evaluation["champion"], **summary(evaluation)},
         verdict=verdict,
         files=files,
+        method=config.recipe.get("method", DPO),
+        tuning=config.recipe.get("tuning", LORA),
+        texts=(config.snapshot.get("texts") or config.snapshot.get("dialogues") or {}).get("hash"),
     )
 
 

@@ -172,7 +172,8 @@ class Canary:
 class ServedVersion:
     """What to serve. Each engine takes the form it can read: GGUF files, or a directory (or hub id) and PEFT adapter.
 
-    Without an adapter the version is the base itself.
+    Without an adapter the version is the base itself, unless it is a whole model of its own: then `checkpoint` is its
+    directory, and `base_gguf` the same as GGUF, None where it has no such form.
     """
 
     version: str
@@ -180,6 +181,7 @@ class ServedVersion:
     adapter_gguf: Path | None = None
     base_model: str | None = None
     adapter_directory: Path | None = None
+    checkpoint: Path | None = None
     canaries: tuple[Canary, ...] = ()
 
 

@@ -31,6 +31,7 @@ from chat_app.serving.engine import (
     Sampling,
     ServedVersion,
     Usage,
+    VersionUnservable,
 )
 from chat_app.serving.gguf_metadata import special_tokens
 from chat_app.serving.memory import available_bytes, cache_bytes
@@ -193,6 +194,11 @@ async def build_llama_engine(served: ServedVersion, *, log_dir: Path, threads: i
     The server's own words go to `log_dir/llama-<version>.log`. Raises EngineStartFailed with the last of them, and
     NoRoom before anything is started.
     """
+    if served.base_gguf is None and served.checkpoint is not None:
+        raise VersionUnservable(
+            f"cannot serve {served.version}: it is a whole model without a GGUF form, and the embedded engine serves "
+            "nothing else. Use ZLOOP_ENGINE=transformers"
+        )
     if served.base_gguf is None:
         raise EngineStartFailed(f"{served.version} has no GGUF file of its base: the embedded engine cannot serve it")
     for path in (served.base_gguf, served.adapter_gguf):

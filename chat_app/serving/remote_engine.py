@@ -269,11 +269,17 @@ class RemoteBuilder:
     async def _place(self, served: ServedVersion) -> Place | None:
         """The first server that has the version, else the first that can load it."""
         reachable = [upstream for upstream in self._upstreams if upstream.problem is None]
-        if served.adapter_directory is None:
+        if served.adapter_directory is None and served.checkpoint is None:
             return next((place for upstream in reachable if (place := self._base_place(upstream))), None)
         for upstream in reachable:
             if (place := await self._ready_place(upstream, served.version)) is not None:
                 return place
+        if served.checkpoint is not None:
+            raise VersionUnservable(
+                f"cannot serve {served.version}: it is a whole model, which no server takes while it runs. Start one "
+                f"with {served.checkpoint} under the name {served.version} (vLLM: --served-model-name), add its URL to "
+                "ZLOOP_REMOTE_URL, then promote"
+            )
         for upstream in reachable:
             if upstream.facts.loads_adapters and self._base_place(upstream):
                 return await self._load(upstream, served)

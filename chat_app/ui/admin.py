@@ -51,10 +51,10 @@ class AdminPage:
         with gr.Row():
             with gr.Column(min_width=320):
                 gr.Markdown("### Train")
+                self.recipe = gr.Dropdown(
+                    _recipe_choices(self.operations.recipes()), label="Recipe", filterable=False, elem_id="recipe"
+                )
                 with gr.Row():
-                    self.recipe = gr.Dropdown(
-                        list(self.operations.recipes()), label="Recipe", min_width=140, filterable=False
-                    )
                     self.steps = gr.Number(0, label="Steps", info="0: all it needs", precision=0, min_width=90)
                     self.processes = gr.Number(0, label="Processes", info="0: automatic", precision=0, min_width=110)
                 with gr.Row():
@@ -334,15 +334,24 @@ def run_card(body: Mapping[str, Any]) -> str:
     return f'<div class="zl-card">{head}</div>'
 
 
+def _recipe_choices(recipes: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What the list of recipes shows, and the name behind each; one that cannot be used is not offered."""
+    return [(f"{row['name']}: {row['about']}", row["name"]) for row in recipes if row["error"] is None]
+
+
 def _details(body: Mapping[str, Any]) -> str:
     metrics = body["metrics"]
     eta = f" · about {_duration(body['eta_s'])} left" if body["eta_s"] is not None else ""
-    parts = [f"recipe {body['recipe']}", f"{body['num_processes']} process{'es' if body['num_processes'] > 1 else ''}"]
+    how = f" ({body['method']}, {body['tuning']})" if "method" in body else ""
+    processes = f"{body['num_processes']} process{'es' if body['num_processes'] > 1 else ''}"
+    parts = [f"recipe {body['recipe']}{how}", processes]
     if body["state"] in ("training", *ENDED) and metrics:
         parts.append(f"step {body['step']} of {body['total_steps']}{eta if body['state'] == 'training' else ''}")
         parts.append(f"loss {metrics['loss']:.4f}")
-        parts.append(f"rewards/margins {metrics['rewards/margins']:+.3f}")
-        parts.append(f"rewards/accuracies {metrics['rewards/accuracies']:.0%}")
+        if "rewards/margins" in metrics:
+            parts.append(f"rewards/margins {metrics['rewards/margins']:+.3f}")
+        if "rewards/accuracies" in metrics:
+            parts.append(f"rewards/accuracies {metrics['rewards/accuracies']:.0%}")
     progress = body.get("evaluation_progress")
     if body["state"] == "evaluating" and progress:
         parts.append(f"{progress['done']} of {progress['total']} held-out pairs{eta}")

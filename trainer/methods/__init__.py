@@ -1,1 +1,1 @@
-"""How to learn: one file a method. Each has `make_trainer`, which `trainer.job` calls by the recipe's `method`."""
+"""How to learn: one file a method. Each has `prepare`, which `trainer.job` calls for each stage of a recipe."""

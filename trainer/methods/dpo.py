@@ -1,18 +1,46 @@
-"""Direct Preference Optimization (Rafailov et al., 2023) by TRL. The reference is the adapter switched off."""
+"""Direct Preference Optimization (Rafailov et al., 2023). The reference is the base: the adapter switched off.
+
+`choose_rows` says which pairs in which order, `make_trainer` takes the fast step of `dpo_trainer.py` where it is exact
+for the model at hand and TRL's own where it is not. Where every weight moves there is no adapter to switch off: the
+reference's log-probabilities are then computed before the first step (or, by TRL's own step, by a second model that is
+loaded from the directory of the base). Learns from the train part of a snapshot.
+"""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from feedback_store.records import Preference
+from feedback_store.snapshots import load_preferences, load_snapshot
 from trainer.errors import NothingToTrainOn
+from trainer.progress import FIRST_LOSS, FirstLoss, reference_loss
 from trainer.recipe import Recipe
-from trainer.runs import Run
-from trainer.tokens import as_read, tokenise
+from trainer.reference_cache import REFERENCES, ReferenceCache, fingerprint
+from trainer.stage import Setting, Stage, shared_arguments
+from trainer.tokens import tokenise
+from trainer.tuning import adapter_config
+
+
+def prepare(setting: Setting) -> Stage:
+    """The trainer on the preferences of the run's snapshot. Raises NothingToTrainOn."""
+    config, recipe, tokenizer = setting.run.config, setting.recipe, setting.tokenizer
+    preferences = load_preferences(load_snapshot(Path(config.snapshot["directory"])).train_path)
+    rows, dropped = choose_rows(preferences, recipe, config.max_steps, config.seed, tokenizer)
+    total_steps = recipe.total_steps(len(rows), config.max_steps)
+    trainer = make_trainer(
+        recipe,
+        rows,
+        base_dir=setting.base_dir,
+        tokenizer=tokenizer,
+        arguments=arguments(setting, total_steps),
+        references=Path(config.models_dir) / REFERENCES,
+        report=lambda done, total: setting.progress.write("references", references={"done": done, "total": total}),
+    )
+    return Stage(trainer, len(rows), total_steps, dropped, partial(first_loss, recipe), trainer.facts)
 
 
 def choose_rows(
@@ -43,64 +71,67 @@ def choose_rows(
 
 
 def make_trainer(
-    recipe: Recipe, preferences: Sequence[Preference], *, base_dir: Path, tokenizer: Any, arguments: Any
+    recipe: Recipe,
+    preferences: Sequence[Preference],
+    *,
+    base_dir: Path,
+    tokenizer: Any,
+    arguments: Any,
+    references: Path,
+    report: Callable[[int, int], None],
 ) -> Any:
-    """TRL's trainer of a LoRA adapter on `preferences`, in the order given."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import DPOTrainer
+    """The trainer on `preferences`: the fast one, or TRL's with the reason in its log and `facts`.
 
-    return DPOTrainer(
-        model=str(base_dir),
-        args=arguments,
-        train_dataset=Dataset.from_list([_row(as_read(tokenizer, preference)) for preference in preferences]),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+    Each step holds the pairs it holds in the order given. What the reference thinks of pairs is kept under
+    `references`; `report` gets how many are known, of how many, while they are computed.
+    """
+    from accelerate.logging import get_logger
+    from transformers import AutoConfig
+
+    from trainer.dpo_trainer import PairTrainer, StockTrainer, why_stock
+
+    rows = [(tokenise(tokenizer, preference, recipe.max_length), preference.weight) for preference in preferences]
+    common = {
+        "model": str(base_dir),
+        "args": arguments,
+        "rows": rows,
+        "processing_class": tokenizer,
+        "peft_config": adapter_config(recipe),
+    }
+    why = (
+        why_stock(AutoConfig.from_pretrained(base_dir), arguments)
+        if recipe.fast_step == "auto"
+        else "the recipe says so"
     )
+    if why is None:
+        trainer = PairTrainer(tokens_per_batch=recipe.tokens_per_batch, **common)
+        why = trainer.difference()
+        if why is None:
+            trainer.add_references(ReferenceCache(references, fingerprint(base_dir, trainer.precision)), report)
+            return trainer
+    get_logger(__name__).warning(f"The fast step is off ({why}): TRL's own is used.")
+    return StockTrainer(why=why, **common)
 
 
-def arguments(run: Run, recipe: Recipe, total_steps: int) -> Any:
-    """The recipe in TRL's words, for one process of the run."""
+def arguments(setting: Setting, total_steps: int) -> Any:
+    """The recipe in the words of TRL's DPO, for one process of the run."""
     from trl import DPOConfig
 
-    config = run.config
-    per_process = recipe.per_process_batch(config.num_processes)
-    micro = math.gcd(recipe.micro_batch_size, per_process)
-    on_gpu = config.device == "gpu"
-    bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu)
+    recipe = setting.recipe
     return DPOConfig(
-        output_dir=str(run.directory / "checkpoints"),
-        loss_type="sigmoid",
+        **shared_arguments(setting, total_steps),
+        loss_type=["sigmoid", "sft"] if recipe.loss == "sigmoid_sft" else [recipe.loss],
+        loss_weights=[1.0, recipe.sft_weight] if recipe.loss == "sigmoid_sft" else None,
+        label_smoothing=recipe.label_smoothing,
         beta=recipe.beta,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.lr_schedule,
-        warmup_steps=int(recipe.warmup_ratio * total_steps),
-        max_grad_norm=recipe.max_grad_norm,
-        max_steps=total_steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=per_process // micro,
-        max_length=recipe.max_length,
-        train_sampling_strategy="sequential",  # choose_rows made the order; it is the same on any number of processes
-        model_init_kwargs={"dtype": "bfloat16" if bf16 else "float32"},
-        bf16=bf16,
-        use_cpu=not on_gpu,
-        activation_checkpointing=on_gpu,
-        seed=config.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would hide a NaN that the step has taken in
-        report_to=[],
-        disable_tqdm=True,
-        save_strategy="no",
-        dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=False,
     )
 
 
-def _row(preference: Preference) -> dict[str, Any]:
-    return {
-        "prompt": [dict(message) for message in preference.prompt],
-        "chosen": [{"role": "assistant", "content": preference.chosen}],
-        "rejected": [{"role": "assistant", "content": preference.rejected}],
-    }
+def first_loss(recipe: Recipe, logs: Mapping[str, float]) -> FirstLoss | None:
+    """The loss before anything was learned, given the weights of the step; None where it hangs on the data."""
+    known = {"sigmoid": FIRST_LOSS, "robust": FIRST_LOSS, "apo_zero": 1.0, "ipo": 1 / (2 * recipe.beta) ** 2}
+    if recipe.loss not in known:
+        return None
+    loss = known[recipe.loss] * logs.get("weights", 1.0)
+    name = "ln 2 = " if loss == FIRST_LOSS else ""
+    return reference_loss(loss, f"{name}{loss:.4f}")
