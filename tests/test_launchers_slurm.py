@@ -48,7 +48,7 @@ def wait_until(what: str, done: Callable[[], object], timeout_s: float = 60) -> 
         time.sleep(0.05)
 
 
-def test_a_run_on_slurm_outlives_its_server_and_ends_with_a_version(place: Place, slurm: Path) -> None:
+def test_a_run_on_slurm_outlives_its_server_and_is_judged_there_too(place: Place, slurm: Path) -> None:
     first = supervisor_of(place)
     first.start()
     run = first.start_run(max_steps=1, num_processes=2)
@@ -60,20 +60,22 @@ def test_a_run_on_slurm_outlives_its_server_and_ends_with_a_version(place: Place
     second = place.supervisor()  # its own runs would be local
     second.start()
     try:
-        assert second.wait(run.run_id, 120).is_finished, run.error
+        wait_until("a pair is judged, or it failed", lambda: not run.is_active or run.progress.get("evaluation"), 120)
+        assert run.error is None
+        assert run.state is RunState.EVALUATING
+        second.cancel(run.run_id)  # the whole evaluation takes longer, and is not Slurm's doing
+        assert second.wait(run.run_id, 15).state is RunState.CANCELLED
     finally:
         second.stop()
+    assert run.training is not None
     assert [line["step"] for line in run.metrics()] == [1]
-    assert [name.read_text() for name in sorted(slurm.glob("*.name"))] == [
-        f"{run.run_id}-training", f"{run.run_id}-evaluation",
-    ]  # fmt: skip
-    assert second.versions.names() == [run.version]
+    names = [name.read_text() for name in sorted(slurm.glob("*.name"))]
+    assert names == [f"{run.run_id}-training", f"{run.run_id}-evaluation"]
+    assert [slurm_stand_in.processes_of(job_id) for job_id in ("1000", "1001")] == [[], []]
     command = second.command(run.run_id)
     assert command["launcher"] == "slurm"
-    assert (
-        command["submission"]
-        == f"# sbatch {OPTIONS} {run.directory}/training.sbatch\n" + (run.directory / "training.sbatch").read_text()
-    )
+    script = (run.directory / "training.sbatch").read_text()
+    assert command["submission"] == f"# sbatch {OPTIONS} {run.directory}/training.sbatch\n{script}"
 
 
 def test_cancelling_leaves_no_process(place: Place, slurm: Path) -> None:
