@@ -1,25 +1,28 @@
 """Log-probabilities of answer tokens, from hidden states to numbers, without ever holding all logits.
 
-The LM head runs on answer tokens only, `CHUNK` of them at a time. While a chunk's probabilities are at hand, the
-gradient towards its hidden states is worked out too (up to the factor that backward brings), so that backward needs no
-second pass over the vocabulary. A head that is itself trained costs that second pass, for its own gradient.
+The LM head runs on answer tokens only, a tile of some tokens by some words of the vocabulary at a time, the softmax
+kept up to date from tile to tile as FlashAttention does it (Dao et al., 2022), so that a tile never leaves the cache of
+a CPU. In the same pass the expected row of the head is summed up, sum of p(word) · head[word]: the gradient towards a
+hidden state is the target's row minus that (times the factor backward brings), so backward needs no second pass over
+the vocabulary. A head that is itself trained costs that second pass, for its own gradient.
 
-What TRL logs beside the loss falls out of the same numbers: with p the probabilities and W the head, the expected
-logit is h · (p W), which the gradient needs anyhow, so the entropy is free; the mean logit is h · mean(W).
+What TRL logs beside the loss falls out of it: the expected logit is the hidden state times the expected row, so the
+entropy is free, and the mean logit is the hidden state times the head's mean row.
 
-Covered: heads that are one matrix without bias, soft cap or scale. Others: `plain_head` says so.
+Covered: heads that are one matrix without bias, soft cap or scale. Of others `plain_head` says what is in the way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK = 64  # tokens: the logits of a chunk, 49,152 wide, are 12 MB and stay in the cache of a CPU
-CHUNK_ON_GPU = 2048
+TILE = (2048, 512)  # words, tokens: 4 MB of logits
+TILE_ON_GPU = (16384, 4096)
 _SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
@@ -54,30 +57,37 @@ def score_tokens(hidden: Tensor, head: Tensor, targets: Tensor) -> TokenScores:
 class _ScoreTokens(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        device = hidden.device.type
-        ctx.chunk = CHUNK if device == "cpu" else CHUNK_ON_GPU
-        ctx.wants_head = ctx.needs_input_grad[1]
         ctx.given = hidden.dtype
+        device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
         weight = head.to(hidden.dtype)
-        logps, entropy, is_top1 = (torch.zeros(len(targets), device=hidden.device) for _ in range(3))
-        towards_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(targets), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            wanted = targets[part, None]
-            logits = hidden[part] @ weight.t()
-            each = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-            logps[part] = each.gather(1, wanted)[:, 0]
-            if towards_hidden is None:
-                continue
-            is_top1[part] = (logps[part] >= each.amax(dim=1)).float()
-            expected = each.exp_().to(weight.dtype) @ weight
-            log_total = logits.gather(1, wanted)[:, 0].float() - logps[part]
-            entropy[part] = log_total - (hidden[part].float() * expected.float()).sum(dim=1)
-            towards_hidden[part] = weight[wanted[:, 0]] - expected
+        ctx.wants_hidden, ctx.wants_head, _ = ctx.needs_input_grad
+        highest = torch.full((len(targets), 1), -torch.inf, device=hidden.device)
+        total, target_logit = torch.zeros_like(highest), torch.zeros_like(highest)
+        expected = hidden.new_zeros(hidden.shape, dtype=torch.float32) if ctx.wants_hidden else None
+        for words, tokens in _tiles(weight, targets):
+            piece = weight[words]
+            logits = (hidden[tokens] @ piece.t()).float()
+            place = targets[tokens, None] - words.start
+            inside = (place >= 0) & (place < len(piece))
+            target_logit[tokens] += logits.gather(1, place.clamp(0, len(piece) - 1)) * inside
+            now = torch.maximum(highest[tokens], logits.amax(dim=1, keepdim=True))
+            shrink = (highest[tokens] - now).exp_()
+            chances = logits.sub_(now).exp_()
+            total[tokens] = total[tokens] * shrink + chances.sum(dim=1, keepdim=True)
+            highest[tokens] = now
+            if expected is not None:
+                expected[tokens] = (expected[tokens] * shrink).add_(chances.to(piece.dtype) @ piece)
+        log_total = highest + total.log()
+        logps, is_top1 = (target_logit - log_total)[:, 0], (target_logit >= highest)[:, 0].float()
         mean_logit = hidden.float() @ weight.mean(dim=0, dtype=torch.float32)
-        ctx.save_for_backward(towards_hidden, *((hidden, head, targets) if ctx.wants_head else ()))
+        entropy, towards_hidden = torch.zeros_like(logps), None
+        if expected is not None:
+            expected /= total
+            entropy = log_total[:, 0] - (hidden.float() * expected).sum(dim=1)
+            towards_hidden = (weight[targets] - expected).to(hidden.dtype)
+        ctx.save_for_backward(towards_hidden, *((hidden, head, targets, log_total) if ctx.wants_head else ()))
         ctx.mark_non_differentiable(entropy, mean_logit, is_top1)
         return logps, entropy, mean_logit, is_top1
 
@@ -86,15 +96,23 @@ class _ScoreTokens(torch.autograd.Function):  # type: ignore[misc]
         towards_hidden, *kept = ctx.saved_tensors
         towards_head = None
         if ctx.wants_head:
-            hidden, head, targets = kept
+            hidden, head, targets, log_total = kept
             weight = head.to(hidden.dtype)
+            scaled = hidden * grad[:, None].to(hidden.dtype)
             towards_head = torch.zeros_like(weight, dtype=torch.float32)
-            for start in range(0, len(targets), ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                wrong = torch.softmax(hidden[part] @ weight.t(), dim=-1, dtype=torch.float32).neg_()
-                wrong.scatter_add_(1, targets[part, None], torch.ones_like(wrong[:, :1]))
-                towards_head += (wrong.mul_(grad[part, None]).to(hidden.dtype).t() @ hidden[part]).float()
+            for words, tokens in _tiles(weight, targets):
+                chances = ((hidden[tokens] @ weight[words].t()).float() - log_total[tokens]).exp_()
+                towards_head[words] -= (chances.to(hidden.dtype).t() @ scaled[tokens]).float()
+            towards_head.index_add_(0, targets, scaled.float())
             towards_head = towards_head.to(head.dtype)
-        if towards_hidden is None:
+        if not ctx.wants_hidden:
             return None, towards_head, None
         return (towards_hidden * grad[:, None].to(towards_hidden.dtype)).to(ctx.given), towards_head, None
+
+
+def _tiles(weight: Tensor, targets: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Pieces of the vocabulary, and for each all pieces of the tokens."""
+    many_words, many_tokens = TILE if weight.device.type == "cpu" else TILE_ON_GPU
+    for word in range(0, len(weight), many_words):
+        for token in range(0, len(targets), many_tokens):
+            yield slice(word, word + many_words), slice(token, token + many_tokens)
