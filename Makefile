@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults check practice bench-first-token bench-store bench-serving bench-quantisation bench-train soak-swaps clean
+.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train soak-swaps clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -27,6 +27,9 @@ test-browser: setup-dev  ## the tests that drive Chromium (Debian package `chrom
 
 test-faults: setup-dev  ## kill -9, full and broken disks under the store → docs/benchmarks/faults.md (minutes)
 	$(BIN)/python -m tests.faults
+
+test-resume: setup-dev  ## 50 × kill -9 of a training, its weights compared bit for bit → docs/benchmarks/resume.md
+	$(BIN)/python -m tests.resume
 
 check: setup-dev ## lint, format, types, Dockerfile
 	$(BIN)/ruff check .

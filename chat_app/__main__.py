@@ -44,6 +44,7 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.TrainingUnavailable: 503,
     refusals.BaseModelMissing: 503,
     refusals.LaunchFailed: 503,
+    refusals.NotEnoughDisk: 503,
     refusals.TrainerError: 500,
 }
 

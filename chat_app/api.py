@@ -151,6 +151,7 @@ class RunBody(Strict):
     launcher: Literal["local", "slurm", "ray"] | None = None
     strategy: Literal["ddp", "fsdp2", "zero3"] | None = None
     machines: Annotated[int | None, Field(ge=1)] = None
+    deadline_minutes: Annotated[float | None, Field(gt=0)] = None
     dry_run: bool = False
 
 
@@ -466,6 +467,11 @@ def _loop_routes(operations: Operations) -> APIRouter:
     def cancel(run_id: str) -> dict[str, Any]:
         """Stop a run; nothing it made is served."""
         return operations.cancel_run(run_id).as_body()
+
+    @router.post("/runs/{run_id}/resume")
+    def resume(run_id: str, _: Nothing | None = None) -> dict[str, Any]:
+        """Go on with a run that failed or was cancelled, from its last checkpoint; 409 where another one runs."""
+        return operations.resume_run(run_id).as_body()
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:

@@ -107,6 +107,9 @@ def train(
     launcher: Annotated[str | None, typer.Option(help="local, slurm or ray (default: ZLOOP_LAUNCHER).")] = None,
     strategy: Annotated[str | None, typer.Option(help="ddp, fsdp2 or zero3 (default: ZLOOP_STRATEGY).")] = None,
     machines: Annotated[int | None, typer.Option(min=1, help="Machines that share the processes.")] = None,
+    deadline_minutes: Annotated[
+        float | None, typer.Option(help="Stop it after so long; what was learned is kept, to resume.")
+    ] = None,
     show_command: Annotated[
         bool, typer.Option("--show-command", help="Start nothing: print the `accelerate launch` line that would do it.")
     ] = False,
@@ -121,11 +124,21 @@ def train(
         "launcher": launcher,
         "strategy": strategy,
         "machines": machines,
+        "deadline_minutes": deadline_minutes,
     }
     if show_command:
         _show_command(request, as_json)
     else:
         _start_and_follow(request, as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="The run that failed or was cancelled.")],
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that failed or was cancelled, from its last checkpoint."""
+    _start_and_follow({}, as_json, f"/v1/runs/{run}/resume")
 
 
 @app.command()
@@ -211,11 +224,9 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _start_and_follow(request: dict[str, Any], as_json: bool) -> None:
+def _start_and_follow(request: dict[str, Any], as_json: bool, route: str = "/v1/runs") -> None:
     with connected(as_json, with_trainer=True) as client:
-        started = client.request(
-            "POST", "/v1/runs", {key: value for key, value in request.items() if value is not None}
-        )
+        started = client.request("POST", route, {key: value for key, value in request.items() if value is not None})
         if not as_json:
             typer.echo(f"{started['run_id']} started ({client.where}). It goes on if you leave.")
         run = _follow(client, started["run_id"], _discard if as_json else typer.echo)

@@ -51,6 +51,9 @@ class TrainerRoom:
     def cancel(self, run_id: str) -> Run:
         return self.supervisor.cancel(run_id)
 
+    def resume(self, run_id: str) -> Run:
+        return self.supervisor.resume(run_id)
+
     def run(self, run_id: str) -> Run:
         return self.supervisor.run(run_id)
 

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_the_csv_export_has_a_header(server: Server) -> None:
 def test_unknown_runs_and_versions_are_404(server: Server) -> None:
     assert server.http.get("/v1/runs/run_none").status_code == 404
     assert server.refused("/v1/runs/run_none/cancel")[0] == 404
+    assert server.refused("/v1/runs/run_none/resume")[0] == 404
     assert server.refused("/v1/versions/v9/promote")[0] == 404
 
 
@@ -243,6 +245,30 @@ def test_many_at_once_get_an_answer_each(server: Server) -> None:
     for asker in askers:
         asker.join()
     assert len(set(said)) == 16
+
+
+def test_of_a_hundred_starts_at_once_one_runs_and_it_is_cancelled_resumed_cancelled(tmp_path: Path) -> None:
+    with serving(tmp_path, engine="scripted") as server, httpx.Client(base_url=server.url, timeout=120) as http:
+        gate = threading.Barrier(100)
+
+        def start() -> httpx.Response:
+            gate.wait()
+            return http.post("/v1/runs", json={"practice": "shorter", "max_steps": 1, "deadline_minutes": 30})
+
+        with ThreadPoolExecutor(100) as pool:
+            answers = [future.result() for future in [pool.submit(start) for _ in range(100)]]
+        (started,) = [answer.json()["run_id"] for answer in answers if answer.is_success]
+        refused = [answer.json() for answer in answers if answer.status_code == 409]
+        assert len(refused) == 99
+        assert all(f"Run {started} is " in body["error"]["message"] for body in refused)
+        assert [run["run_id"] for run in server.get("/v1/runs")["runs"]] == [started]
+        assert server.refused(f"/v1/runs/{started}/resume")[0] == 409
+        server.post(f"/v1/runs/{started}/cancel")
+        assert server.run_to_its_end(started, within_s=15)["state"] == "cancelled"
+        assert server.post(f"/v1/runs/{started}/resume")["resumed"] == 1
+        server.post(f"/v1/runs/{started}/cancel")
+        assert server.run_to_its_end(started, within_s=15)["state"] == "cancelled"
+        assert server.refused("/v1/runs", {"deadline_minutes": 0})[0] == 422
 
 
 def test_a_reader_who_leaves_mid_stream_harms_nobody(tmp_path: Path) -> None:

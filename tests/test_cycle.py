@@ -104,7 +104,9 @@ def test_a_server_killed_between_publishing_and_noting_it_publishes_once(run: Ru
 
 
 @pytest.mark.parametrize("stage", ["training", "evaluation"])
-def test_a_child_that_died_while_nobody_looked_fails_the_run(run: Run, tmp_path: Path, stage: str) -> None:
+def test_a_child_that_died_once_too_often_while_nobody_looked_fails_the_run(
+    run: Run, tmp_path: Path, stage: str
+) -> None:
     run.move(RunState.PREPARING)
     if stage == "evaluation":
         done(run, tmp_path)
@@ -112,6 +114,7 @@ def test_a_child_that_died_while_nobody_looked_fails_the_run(run: Run, tmp_path:
         run.move(RunState.EVALUATING, champion="v0", candidate="v1")
     run.note(child=stage, pid=2**22 - 1, process_start_time=1.0)
     (run.directory / "log.txt").write_text(KILLED)
+    run.note(tries=3, tried_at=f"{stage} 0")
     with pytest.raises(ChildFailed, match=f"^The {stage} failed: its process was killed"):
         run_cycle(run, surroundings(tmp_path))
 

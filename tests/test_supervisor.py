@@ -1,11 +1,13 @@
-"""The supervisor against real children: finish, refuse, cancel, be killed, be adopted, and never a ghost."""
+"""The supervisor against real children: finish, refuse, cancel, be killed, be adopted, go on, and never a ghost."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,9 +18,11 @@ from feedback_store.errors import NotEnoughPreferences
 from feedback_store.mixing import Mix
 from feedback_store.snapshots import Snapshot, freeze, load_snapshot
 from trainer import launch
+from trainer.checkpoints import last_step
 from trainer.errors import (
     BadRecipe,
     BadRunRequest,
+    NotEnoughDisk,
     RunActive,
     RunNotFound,
     TrainingUnavailable,
@@ -139,25 +143,135 @@ def test_cancelling_leaves_no_process(supervisor: Supervisor) -> None:
 
 
 @pytest.mark.parametrize(("victim", "num_processes"), [("launcher", 1), ("worker", 1), ("launcher", 2), ("worker", 2)])
-def test_a_killed_child_fails_the_run_and_the_next_one_starts(
-    supervisor: Supervisor, victim: str, num_processes: int
-) -> None:
+def test_a_killed_child_is_started_again(supervisor: Supervisor, victim: str, num_processes: int) -> None:
     run = supervisor.start_run(num_processes=num_processes)
     wait_until("the workers run", lambda: len(workers_of(run)) == num_processes)
     family = processes_of(run)
     os.kill(run.record["pid"] if victim == "launcher" else workers_of(run)[0].pid, signal.SIGKILL)
-    assert supervisor.wait(run.run_id, 60).state is RunState.FAILED
+    wait_until("another child runs", lambda: run.record.get("resumed") == 1 and workers_of(run))
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    assert run.is_active
+    supervisor.cancel(run.run_id)
+    assert supervisor.wait(run.run_id, 15).state is RunState.CANCELLED
+
+
+def dying(run_dir: Path, **_request: object) -> launch.Child:
+    """A training that is killed as soon as it starts."""
+    return launch._start(["-c", "import os; os.kill(os.getpid(), 9)"], run_dir, 1, "cpu")
+
+
+def sleeping(run_dir: Path, **_request: object) -> launch.Child:
+    return launch._start(["-c", "import time; time.sleep(600)", str(run_dir), "trainer.job"], run_dir, 1, "cpu")
+
+
+def deaf(run_dir: Path, **_request: object) -> launch.Child:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
+    return launch._start(["-c", code, str(run_dir), "trainer.job"], run_dir, 1, "cpu")
+
+
+def test_a_run_that_does_not_get_further_fails_and_can_be_resumed_by_hand(
+    place: Place, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.restarts.PAUSES_S", (0.0, 0.0, 0.0))
+    place.preferences = 250
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.launchers.local.start_training", dying)
+        run = supervisor.start_run(max_steps=20)
+        assert supervisor.wait(run.run_id, 60).state is RunState.FAILED
     assert run.error is not None
     assert run.error.startswith("The training failed: its process was killed")
     assert "Last lines of its log:" in run.error
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
+    assert run.error.endswith("It was started again 3 times and got no further. Resume it when it may.")
     with pytest.raises(BadRunRequest, match="failed"):
         supervisor.cancel(run.run_id)
 
-    following = supervisor.start_run()
-    wait_until("the next run has a child", lambda: processes_of(following))
-    supervisor.cancel(following.run_id)
-    assert supervisor.wait(following.run_id, 15).state is RunState.CANCELLED
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.launchers.local.start_training", sleeping)
+        following = supervisor.start_run()
+        with pytest.raises(RunActive, match=following.run_id):
+            supervisor.resume(run.run_id)
+        wait_until("the next run has a child", lambda: processes_of(following))
+        supervisor.cancel(following.run_id)
+        assert supervisor.wait(following.run_id, 15).state is RunState.CANCELLED
+
+    assert supervisor.resume(run.run_id).run_id == run.run_id
+    wait_until("there is a checkpoint", lambda: last_step(run.directory) > 0, RUN_TIMEOUT_S)
+    os.kill(run.record["pid"], signal.SIGKILL)
+    assert supervisor.wait(run.run_id, RUN_TIMEOUT_S).is_finished, run.error
+    assert run.error is None
+    assert run.as_body()["resumed"] == 5
+    assert [line["step"] for line in run.metrics()] == list(range(1, 21))
+    assert run.progress["evaluation"]["done"] > 0
+    assert "Going on from checkpoint-" in (run.directory / "log.txt").read_text()
+    assert not (run.directory / "checkpoints").exists(), "it has ended well"
+    with pytest.raises(BadRunRequest, match="finished"):
+        supervisor.resume(run.run_id)
+
+
+def test_a_cancelled_run_goes_on_when_it_is_resumed(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.launchers.local.start_training", sleeping)
+    run = supervisor.start_run()
+    for _ in range(2):
+        wait_until("it has a child", lambda: processes_of(run))
+        supervisor.cancel(run.run_id)
+        assert supervisor.wait(run.run_id, 15).state is RunState.CANCELLED
+        supervisor.resume(run.run_id)
+        assert supervisor.runs()[0].is_active
+    supervisor.cancel(run.run_id)
+    supervisor.wait(run.run_id, 15)
+
+
+def test_a_child_that_hangs_is_cancelled_too(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.launchers.local.start_training", deaf)
+    run = supervisor.start_run()
+    wait_until("it is deaf", lambda: "deaf" in run.log_tail(3))
+    began = time.monotonic()
+    supervisor.cancel(run.run_id)
+    assert supervisor.wait(run.run_id, 15).state is RunState.CANCELLED
+    assert time.monotonic() - began < 15
+    assert processes_of(run) == []
+
+
+def test_a_run_past_its_deadline_is_stopped_and_says_so(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.launchers.local.start_training", sleeping)
+    run = supervisor.start_run(deadline_minutes=0.01)
+    assert supervisor.wait(run.run_id, 30).state is RunState.FAILED
+    assert run.error is not None
+    assert run.error.startswith("The deadline of 0.01 minutes passed while it was preparing. What was done is kept")
+    assert processes_of(run) == []
+    assert run.config.recipe["deadline_minutes"] == 0.01
+    with pytest.raises(BadRecipe, match="deadline_minutes is 0"):
+        supervisor.start_run(deadline_minutes=0)
+
+
+def test_of_a_hundred_starts_at_once_one_runs(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.launchers.local.start_training", sleeping)
+    gate, refused = threading.Barrier(100), []
+
+    def start() -> str | None:
+        gate.wait()
+        try:
+            return supervisor.start_run().run_id
+        except RunActive as error:
+            refused.append(error.run.run_id)
+            return None
+
+    with ThreadPoolExecutor(100) as pool:
+        started = [run_id for run_id in pool.map(lambda _: start(), range(100)) if run_id]
+    assert len(started) == 1
+    assert refused == started * 99
+    assert [run.run_id for run in supervisor.runs()] == started
+    supervisor.cancel(started[0])
+    assert supervisor.wait(started[0], 15).state is RunState.CANCELLED
+
+
+def test_too_little_room_leaves_nothing(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.disk.SLACK", 2**60)
+    with pytest.raises(NotEnoughDisk, match="are free below"):
+        supervisor.start_run()
+    assert supervisor.runs() == []
 
 
 SERVER = """
@@ -216,21 +330,24 @@ def test_a_run_survives_its_server_and_is_adopted(place: Place) -> None:
         supervisor.stop()
 
 
-def test_stopping_leaves_the_child_and_a_dead_one_is_failed_at_the_next_start(place: Place) -> None:
+def test_stopping_leaves_the_child_and_a_dead_one_is_started_again_at_the_next_start(place: Place) -> None:
     supervisor = place.supervisor()
     supervisor.start()
     run = supervisor.start_run(num_processes=2)
     wait_until("the workers run", lambda: len(workers_of(run)) == 2)
     supervisor.stop()
     assert run.is_active
-    assert len(workers_of(run)) == 2
+    workers = workers_of(run)
+    assert len(workers) == 2
     os.kill(run.record["pid"], signal.SIGKILL)
 
     following = place.supervisor()
     following.start()
     try:
-        assert following.wait(run.run_id, 30).state is RunState.FAILED
-        assert processes_of(run) == [], "workers of a dead launcher are left"
+        wait_until("other workers run", lambda: run.record.get("resumed") == 1 and len(workers_of(run)) == 2)
+        assert not any(worker.is_running() for worker in workers), "workers of a dead launcher are left"
+        following.cancel(run.run_id)
+        assert following.wait(run.run_id, 15).state is RunState.CANCELLED
     finally:
         following.stop()
 

@@ -2,7 +2,7 @@
 
 `plan_run` freezes the snapshot and makes the run directory, so that a run is (base, snapshot, recipe, seed) from its
 first byte. `run_cycle` does the rest, in the supervisor's thread. Each stage looks first whether it is done: a server
-that was killed goes on where it was, adopts a child that lives and fails a run whose child is dead.
+that was killed goes on where it was and adopts a child that lives; a dead child is started again (`restarts.py`).
 
 Promotion is not here: people (or a later policy) promote a published version.
 """
@@ -21,10 +21,15 @@ from feedback_store.durable import write_json
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot, load_snapshot
 from trainer.base_model import BaseModel
+from trainer.checkpoints import last_step, remove_checkpoints
 from trainer.command import LOCAL, Launch
-from trainer.errors import ChildFailed, TrainerError
+from trainer.disk import full_disk
+from trainer.errors import DeadlinePassed, TrainerError
+from trainer.launch import available_cores
 from trainer.launchers import EVALUATION, TRAINING, Job, Launcher, Work, job_of, launcher_for
-from trainer.recipe import Recipe
+from trainer.memory import MemoryWatch, training_advice
+from trainer.recipe import Recipe, from_mapping
+from trainer.restarts import fingerprint, prepare_restart
 from trainer.runs import Run, RunConfig, RunState, new_run_id
 from trainer.tuning import uses_bf16
 from trainer.verdict import Verdict, decide
@@ -74,7 +79,7 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path, fo
         num_processes=plan.num_processes,
         max_steps=plan.max_steps,
         practice=plan.practice,
-        base=base.as_dict(),
+        base={**base.as_dict(), "fingerprint": fingerprint(base, data_dir / "models")},
         models_dir=str((data_dir / "models").absolute()),
         snapshot={
             "hash": snapshot.hash,
@@ -103,41 +108,35 @@ def _rows(plan: Plan, snapshot: Snapshot) -> int:
 
 def run_cycle(run: Run, around: Surroundings) -> None:
     """Bring a run to its end. Raises TrainerError with the reason when a stage fails."""
-    snapshot = ensure_prepared(run)
+    snapshot = ensure_prepared(run, around.cores)
     ensure_trained(run, around)
     evaluation = ensure_evaluated(run, snapshot, around)
     verdict = ensure_verdict(run, evaluation)
     version = around.versions.publish(run, run.record["candidate"], verdict.as_dict())
+    remove_checkpoints(run.directory)
     run.end(RunState.FINISHED, version=version)
 
 
-def ensure_prepared(run: Run) -> Snapshot:
-    """The frozen snapshot, whole on disk."""
+def ensure_prepared(run: Run, cores: int | None = None) -> Snapshot:
+    """The frozen snapshot, whole on disk. The cores of the run are settled: another number would round otherwise."""
     if run.state is RunState.QUEUED:
-        run.move(RunState.PREPARING)
+        cores = run.record.get("cores") or cores or available_cores()
+        run.move(RunState.PREPARING, started_at=time.time(), cores=cores)
     return load_snapshot(Path(run.config.snapshot["directory"]))
 
 
 def ensure_trained(run: Run, around: Surroundings) -> None:
     """training.json and the adapter, or the whole model, are there afterwards."""
-    if run.training is None:
-        _run_child(run, TRAINING, lambda: run.training, around)
-    if run.training is None:
-        raise ChildFailed(reason_of_death(run, TRAINING))
+    _ensure_result(run, TRAINING, lambda: run.training, run.record.get("cores") or around.cores, around.wait)
 
 
 def ensure_evaluated(run: Run, snapshot: Snapshot, around: Surroundings) -> dict[str, Any]:
     """evaluation.json: what the run made against the champion of this moment, on the held-out part."""
-    if run.evaluation is None:
-        if run.state is not RunState.EVALUATING:
-            champion, candidate = around.champion(), around.versions.next_name(run.config.practice)
-            _write_comparison(run, snapshot, candidate, champion, around.versions)
-            run.move(RunState.EVALUATING, champion=champion, candidate=candidate)
-        _run_child(run, EVALUATION, lambda: run.evaluation, around)
-    evaluation = run.evaluation
-    if evaluation is None:
-        raise ChildFailed(reason_of_death(run, EVALUATION))
-    return evaluation
+    if run.evaluation is None and run.state is not RunState.EVALUATING:
+        champion, candidate = around.champion(), around.versions.next_name(run.config.practice)
+        _write_comparison(run, snapshot, candidate, champion, around.versions)
+        run.move(RunState.EVALUATING, champion=champion, candidate=candidate)
+    return _ensure_result(run, EVALUATION, lambda: run.evaluation, around.cores, around.wait)
 
 
 def ensure_verdict(run: Run, evaluation: dict[str, Any]) -> Verdict:
@@ -186,15 +185,14 @@ def weights_of(version: str, base: str, versions: Versions) -> Path | None:
     return versions.model_directory(version) or versions.adapter_directory(version)
 
 
-def reason_of_death(run: Run, stage: str) -> str:
-    """A sentence a person can read, then the last lines of the log."""
+def reason_of_death(run: Run, stage: str, known: str | None = None) -> str:
+    """A sentence a person can read (`known`, where it was seen from outside), then the last lines of the log."""
     tail = _without_noise(run.log_tail(200))
-    return "\n".join([f"The {stage} failed: {_sentence(run, tail)}", "Last lines of its log:", *tail[-LOG_LINES:]])
+    sentence = run.failure or known or full_disk(run.directory) or _sentence(tail)
+    return "\n".join([f"The {stage} failed: {sentence}", "Last lines of its log:", *tail[-LOG_LINES:]])
 
 
 def _write_comparison(run: Run, snapshot: Snapshot, candidate: str, champion: str, versions: Versions) -> None:
-    from trainer.recipe import from_mapping
-
     config = run.config
     write_json(
         run.directory / "comparison.json",
@@ -223,11 +221,24 @@ def end_children(run: Run) -> None:
     launcher_for(launch).end(job_of(run.record, launch.launcher), run.directory)
 
 
-def _run_child(run: Run, stage: str, result: Callable[[], Any], around: Surroundings) -> None:
+def _ensure_result(
+    run: Run,
+    stage: str,
+    result: Callable[[], dict[str, Any] | None],
+    cores: int | None,
+    wait: Callable[[float], None],
+) -> dict[str, Any]:
+    """What the child of this stage leaves, started again as often as `restarts.py` allows. Raises ChildFailed."""
     launch = Launch.of(run.config)
     launcher = launcher_for(launch)
-    job = _ensure_job(run, launcher, Work(run.directory, stage, launch, around.cores))
-    _wait_for(run, launcher, job, result, around.wait)
+    while (found := result()) is None:
+        job = _ensure_job(run, launcher, Work(run.directory, stage, launch, cores))
+        memory = _wait_for(run, launcher, job, result, wait)
+        if result() is None:
+            recipe = from_mapping(run.config.recipe_name, run.config.recipe).halved(run.halvings)
+            reason = reason_of_death(run, stage, f"{memory} {training_advice(recipe)}" if memory else None)
+            wait(prepare_restart(run, stage, reason, is_out_of_memory=memory is not None))
+    return found
 
 
 def _ensure_job(run: Run, launcher: Launcher, work: Work) -> Job:
@@ -242,10 +253,20 @@ def _ensure_job(run: Run, launcher: Launcher, work: Work) -> Job:
     return job
 
 
-def _wait_for(run: Run, launcher: Launcher, job: Job, result: Callable[[], Any], wait: Callable[[float], None]) -> None:
-    """Until the child is gone; afterwards no process of the run is left. What `wait` raises passes through."""
+def _wait_for(
+    run: Run, launcher: Launcher, job: Job, result: Callable[[], Any], wait: Callable[[float], None]
+) -> str | None:
+    """Until the child is gone; afterwards no process of the run is left. What `wait` raises passes through.
+
+    Returns why, where the kernel killed it for lack of memory. Raises DeadlinePassed.
+    """
     leave_by: float | None = None
+    deadline, memory = run.deadline, None if job.pid is None else MemoryWatch(job.pid)
     while launcher.is_alive(job, run.directory):
+        if memory is not None:
+            memory.look()
+        if deadline is not None and time.time() > deadline and result() is None:
+            raise DeadlinePassed(_deadline_sentence(run))
         if run.state is RunState.PREPARING and run.progress.get("stage") == "training":
             run.move(RunState.TRAINING)
         if leave_by is None and result() is not None:
@@ -259,6 +280,16 @@ def _wait_for(run: Run, launcher: Launcher, job: Job, result: Callable[[], Any],
         wait(POLL_S)
     if run.state is RunState.PREPARING and run.metrics():
         run.move(RunState.TRAINING)
+    return None if memory is None or result() is not None else memory.sentence()
+
+
+def _deadline_sentence(run: Run) -> str:
+    step = last_step(run.directory)
+    kept = f"The checkpoint of step {step} is kept" if step and run.training is None else "What was done is kept"
+    return (
+        f"The deadline of {run.config.recipe['deadline_minutes']:g} minutes passed while it was {run.state.value}. "
+        f"{kept}: resume the run to go on, with as many minutes again, or raise deadline_minutes for the next one."
+    )
 
 
 _EXCEPTION = re.compile(r"^(?:\[rank\d+\]: ?)?([A-Za-z_.]*(?:Error|Exception|Interrupt|Warning))\b:? ?(.*)")
@@ -274,13 +305,11 @@ def _without_noise(lines: list[str]) -> list[str]:
     return [line for line in lines if not _NOISE.match(line)]
 
 
-def _sentence(run: Run, tail: list[str]) -> str:
-    if run.failure:
-        return run.failure
+def _sentence(tail: list[str]) -> str:
     for line in reversed(tail):
         match = _EXCEPTION.match(line)
         if match and not match[1].endswith((*_LAUNCHERS, "Warning")):
             return f"{match[1]}: {match[2]}".rstrip(": ")
     if any("SIGKILL" in line or "Signal 9" in line for line in tail):
         return "its process was killed (signal 9). Often the machine ran out of memory: close programs or use less."
-    return "its process was killed or crashed before it was done. Start the run again."
+    return "its process was killed or crashed before it was done."

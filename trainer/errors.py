@@ -10,13 +10,17 @@
     ├── VersionDamaged         files and manifest disagree
     ├── TrainingUnavailable    torch, trl, … are not installed
     ├── BaseModelMissing       the base's file or package is not there
+    ├── NotEnoughDisk          a run would need more room than there is
     ├── ChildFailed            a training or evaluating child ended without its result
     ├── LaunchFailed           Slurm or Ray did not take a job
+    ├── DeadlinePassed         a run took longer than its recipe allows
     └── JobError               raised inside a child; its sentence becomes the run's error
         ├── WrongProcessCount
         ├── WrongStrategy      accelerate started something else than was asked for
         ├── WrongStart         the first loss was not what the method makes it
         ├── Diverged           loss or gradient norm stopped being finite
+        ├── OutOfMemory
+        ├── DiskFull
         └── NothingToTrainOn   every row was too long
 
 Messages say what, the value, the limit and what to do next.
@@ -78,11 +82,19 @@ class BaseModelMissing(TrainerError):
     pass
 
 
+class NotEnoughDisk(TrainerError):
+    pass
+
+
 class ChildFailed(TrainerError):
     pass
 
 
 class LaunchFailed(TrainerError):
+    pass
+
+
+class DeadlinePassed(TrainerError):
     pass
 
 
@@ -103,6 +115,14 @@ class WrongStart(JobError):
 
 
 class Diverged(JobError):
+    pass
+
+
+class OutOfMemory(JobError):
+    pass
+
+
+class DiskFull(JobError):
     pass
 
 

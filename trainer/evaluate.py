@@ -28,6 +28,7 @@ from trainer.answer_quality import describe
 from trainer.canaries import record_canaries
 from trainer.errors import JobError, TrainerError
 from trainer.generation import greedy_answers, prose_nats, questions
+from trainer.memory import is_out_of_memory, out_of_memory
 from trainer.scorer import CANDIDATE, CHAMPION, SIDES, Scorer
 from trainer.sensitivity import at_equal_length, by_rater, interval_by_raters
 
@@ -166,9 +167,17 @@ def main() -> None:
         if comparison is None:
             raise JobError(f"{run_dir} has no comparison.json: nothing says what to compare.")
         write_json(run_dir / "evaluation.json", evaluate(run_dir, comparison))
-    except (TrainerError, StoreError) as error:
-        write_json(run_dir / "failure.json", {"stage": "evaluating", "reason": str(error)})
-        raise SystemExit(f"Stopped: {error}") from error
+    except Exception as error:
+        told: Exception = error
+        if is_out_of_memory(error):
+            told = out_of_memory(
+                "while it was judging", "Lower max_length in the recipe, or end other programs.", error
+            )
+        elif not isinstance(error, TrainerError | StoreError):
+            raise
+        failure = {"stage": "evaluating", "reason": str(told), "kind": type(told).__name__}
+        write_json(run_dir / "failure.json", failure)
+        raise SystemExit(f"Stopped: {told}") from error
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ It stops with a sentence in failure.json when accelerate did not start the proce
 the first loss of a stage is not what its method makes it (with DPO ln 2: else the reference is wrong), and at the first
 loss or gradient norm that is not finite. training.json, written last, means: the weights are complete.
 
-Not covered: resuming. bf16 and GPUs are wired, not tested.
+One that was killed and is started again goes on from its last checkpoint (`checkpoints.py`). bf16 and GPUs are wired,
+not tested.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import gc
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
 from trainer.base_model import BaseModel, ensure_base
+from trainer.checkpoints import train_from_last
 from trainer.command import Launch
+from trainer.disk import disk_full, is_disk_full
 from trainer.errors import JobError, TrainerError, WrongProcessCount, WrongStrategy
+from trainer.memory import is_out_of_memory, out_of_memory, training_advice
 from trainer.methods import continued_pretraining, dpo, kto, sft
 from trainer.progress import Progress, watch
 from trainer.recipe import CONTINUED_PRETRAINING, DPO, KTO, SFT, Recipe, from_mapping
@@ -48,7 +54,7 @@ def train(run: Run) -> None:
     from transformers import AutoTokenizer
 
     config = run.config
-    recipe = from_mapping(config.recipe_name, config.recipe)
+    recipe = from_mapping(config.recipe_name, config.recipe).halved(run.halvings)
     process = PartialState(cpu=config.device == "cpu")
     _check_processes(process, config)
     progress = Progress(run, is_main=process.is_main_process)
@@ -116,7 +122,13 @@ def _train_stage(
     trainer = stage.trainer
     _check_strategy(trainer.accelerator, Launch.of(config))
     trainer.add_callback(watch(stage, recipe.batch_size, progress, steps_before=steps_before, rows_before=rows_before))
-    trainer.train()
+    train_from_last(
+        trainer,
+        setting.run.directory / "metrics.jsonl",
+        recipe.save_every_steps,
+        say=partial(print, flush=True),
+        begins_at=lambda step: progress.write("training", from_step=step),
+    )
     _check_all_seen(trainer, stage.total_steps)
     save_weights(trainer, saved, str(config.base["name"]))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -183,9 +195,25 @@ def main() -> None:
         )
     try:
         train(run)
-    except (TrainerError, StoreError) as error:
-        write_json(run.directory / "failure.json", {"stage": "training", "reason": str(error)})
-        raise SystemExit(f"Stopped: {error}") from error
+    except Exception as error:
+        told = _in_our_words(run, error)
+        if told is None:
+            raise
+        failure = {"stage": "training", "reason": str(told), "kind": type(told).__name__}
+        with suppress(OSError):  # on a full disk the parent says what it sees
+            write_json(run.directory / "failure.json", failure)
+        raise SystemExit(f"Stopped: {told}") from error
+
+
+def _in_our_words(run: Run, error: Exception) -> Exception | None:
+    """An error with a sentence for people; None for one that we know nothing about."""
+    if isinstance(error, TrainerError | StoreError):
+        return error
+    step = max((line["step"] for line in run.metrics()[-1:]), default=0)
+    if is_out_of_memory(error):
+        recipe = from_mapping(run.config.recipe_name, run.config.recipe).halved(run.halvings)
+        return out_of_memory(f"at step {step + 1}", training_advice(recipe), error)
+    return disk_full(run.directory, step) if is_disk_full(error) else None
 
 
 if __name__ == "__main__":

@@ -137,6 +137,9 @@ FIELDS: dict[str, Field] = {
     "max_rater_share": _optional(0.5, 1e-3, 1, "the largest part of the rated rows that one person may have"),
     "max_per_prompt": _optional(8, 1, 10**6, "rows on nearly the same prompt", whole=True),
     "precision": _choice("auto", ("auto", "fp32", "bf16"), "auto: fp32 on CPU, bf16 on a GPU"),
+    "save_every_steps": _optional(None, 1, 10**9, "a checkpoint so often; null: for 5% of the time", whole=True),
+    "deadline_minutes": _optional(None, 0.01, 1e6, "stop the run after so long, its checkpoint kept; null: never"),
+    "retry_half_batch": _switch(False, "out of memory: try again with half the micro batch, down to one pair"),
 }
 
 
@@ -176,6 +179,9 @@ class Recipe:
     max_rater_share: float | None
     max_per_prompt: int | None
     precision: str
+    save_every_steps: int | None
+    deadline_minutes: float | None
+    retry_half_batch: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Every key that applies with its value, `name` left out: what `from_mapping` reads back."""
@@ -195,6 +201,10 @@ class Recipe:
             return [self]
         first = replace(self, method=SFT, learning_rate=self.sft_learning_rate, epochs=self.sft_epochs)
         return [first, replace(self, method=DPO)]
+
+    def halved(self, times: int) -> Recipe:
+        """The same steps with less in memory at once: the micro batch halved so many times, down to one pair."""
+        return replace(self, micro_batch_size=max(1, self.micro_batch_size >> times))
 
     def mix(self, seed: int) -> Mix:
         """Which preferences a snapshot for this recipe takes."""

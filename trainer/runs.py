@@ -10,6 +10,7 @@
       log.txt           what the children print                                               child
       adapter/          the adapter, PEFT form; adapter.gguf beside it, GGUF form             child
       model/            or the whole model, where every weight moved; model.gguf beside it    child
+      checkpoints/      where a killed training goes on from (`checkpoints.py`)               child
       training.json     the result of training, written last                                  child
       evaluation.json   the result of the evaluation, written last                            child
       failure.json      a child's own sentence about why it stopped                           child
@@ -17,7 +18,7 @@
 Each file has one writer, so nothing is locked across processes, and a server that was killed finds all of it again.
 A directory without config.json does not exist.
 
-Not covered: starting and stopping processes (`launch.py`), resuming from checkpoints.
+Not covered: starting and stopping processes (`launch.py`), when a child is started again (`restarts.py`).
 """
 
 from __future__ import annotations
@@ -149,6 +150,22 @@ class Run:
         return (read_json(self.directory / "failure.json") or {}).get("reason")
 
     @property
+    def failure_kind(self) -> str | None:
+        """The name of the error behind `failure`."""
+        return (read_json(self.directory / "failure.json") or {}).get("kind")
+
+    @property
+    def halvings(self) -> int:
+        """How often the micro batch was halved for lack of memory."""
+        return int(self.record.get("halvings", 0))
+
+    @property
+    def deadline(self) -> float | None:
+        """Unix seconds at which the run is to be stopped, None: never. Counted from its start or its last resume."""
+        minutes, since = self.config.recipe.get("deadline_minutes"), self.record.get("started_at")
+        return since + 60 * minutes if minutes and since else None
+
+    @property
     def progress(self) -> dict[str, Any]:
         return read_json(self.directory / "progress.json") or {}
 
@@ -173,7 +190,7 @@ class Run:
     # Transitions: the parent's alone
 
     def move(self, state: RunState, **details: Any) -> None:
-        """Write a new state with `details`. A run that has ended stays as it is."""
+        """Write a new state with `details`. A run that has ended stays as it is, unless it is reopened."""
         with self._writing:
             record = self.record
             before = RunState(record["state"])
@@ -187,6 +204,25 @@ class Run:
         """Add `details` to state.json, the state unchanged."""
         with self._writing:
             self.move(self.state, **details)
+
+    def restart(self, **details: Any) -> None:
+        """The child is gone and another one is to follow; what the gone one said about its end is forgotten."""
+        (self.directory / "failure.json").unlink(missing_ok=True)
+        resumed = self.record.get("resumed", 0) + 1
+        self.note(child=None, pid=None, process_start_time=None, resumed=resumed, **details)
+
+    def reopen(self) -> None:
+        """Back to `queued` after a failure or a cancelling: it goes on from its last checkpoint, and is judged anew."""
+        assert not self.is_active, f"run {self.run_id} is {self.state} and was resumed"
+        for name in ("failure.json", "evaluation.json"):
+            (self.directory / name).unlink(missing_ok=True)
+        kept = {key: value for key, value in self.record.items() if key in ("cores", "halvings")}
+        resumed = self.record.get("resumed", 0) + 1
+        with self._writing:
+            write_json(
+                self.directory / "state.json",
+                {**kept, "state": RunState.QUEUED.value, "resumed": resumed, "updated_at": time.time()},
+            )
 
     def end(self, state: RunState, **details: Any) -> None:
         """The last transition: finished, failed or cancelled."""
@@ -221,6 +257,7 @@ class Run:
             "champion": record.get("champion"),
             "evaluation": summary(evaluation) if evaluation else None,
             "evaluation_progress": progress.get("evaluation"),
+            "resumed": record.get("resumed", 0),
         }
 
     @staticmethod
@@ -232,8 +269,9 @@ class Run:
             done, total = progress["evaluation"]["done"], progress["evaluation"]["total"]
             return round((total - done) * (progress["time"] - progress["since"]) / done, 1) if done else None
         if state is RunState.TRAINING and metrics and progress.get("since"):
-            pace_s = (metrics[-1]["time"] - progress["since"]) / metrics[-1]["step"]
-            return float(round(max(0.0, (total_steps - metrics[-1]["step"]) * pace_s), 1))
+            steps = metrics[-1]["step"] - progress.get("from_step", 0)
+            pace_s = (metrics[-1]["time"] - progress["since"]) / steps if steps > 0 else None
+            return pace_s and float(round(max(0.0, (total_steps - metrics[-1]["step"]) * pace_s), 1))
         return None
 
 

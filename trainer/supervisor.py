@@ -2,8 +2,8 @@
 
     supervisor = Supervisor(data_dir, base, freeze, champion); supervisor.start() … supervisor.stop()
 
-At `start` it adopts what an earlier server left: a run whose child lives goes on, one whose child is dead fails with
-the last lines of its log, and never a ghost stays. `stop` leaves a child running for the next server.
+At `start` it adopts what an earlier server left: a run whose child lives goes on, one whose child is dead goes on from
+its last checkpoint, and never a ghost stays. `stop` leaves a child running for the next server.
 Imports no torch. Not covered: automatic promotion, several machines, starting by the clock (`schedule.py` decides).
 """
 
@@ -34,10 +34,22 @@ from trainer.cycle import (
     run_cycle,
     weights_of,
 )
+from trainer.disk import check_disk
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
 from trainer.launch import available_cores, check_training_available, threads_per_process
 from trainer.launchers import EVALUATION, TRAINING, Work, launcher_for
-from trainer.recipe import CONTINUED_PRETRAINING, DEFAULT, KTO, PRACTICE, SFT, SFT_THEN_DPO, Recipe, load_recipe
+from trainer.recipe import (
+    CONTINUED_PRETRAINING,
+    DEFAULT,
+    KTO,
+    PRACTICE,
+    SFT,
+    SFT_THEN_DPO,
+    Recipe,
+    from_mapping,
+    load_recipe,
+)
+from trainer.restarts import check_resumable
 from trainer.runs import Run, RunState, list_runs
 from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
 from trainer.tuning import check_tuning
@@ -178,11 +190,12 @@ class Supervisor:
         launcher: str | None = None,
         strategy: str | None = None,
         machines: int | None = None,
+        deadline_minutes: float | None = None,
     ) -> Run:
-        """Freeze a snapshot and queue a run on it.
+        """Freeze a snapshot and queue a run on it; `deadline_minutes` goes before the recipe's.
 
-        Raises RunActive, UnknownRecipe, BadRecipe, BadRunRequest, TrainingUnavailable, and what `freeze` raises
-        (NotEnoughPreferences, …): nothing is left behind then.
+        Raises RunActive, UnknownRecipe, BadRecipe, BadRunRequest, TrainingUnavailable, NotEnoughDisk, and what `freeze`
+        raises (NotEnoughPreferences, …): nothing is left behind then.
         """
         with self._starting:
             self._refuse_second()
@@ -196,17 +209,17 @@ class Supervisor:
                 launcher=launcher,
                 strategy=strategy,
                 machines=machines,
+                deadline_minutes=deadline_minutes,
             )
             if plan.launch.launcher == "local" and plan.launch.machines > 1:
                 raise BadRunRequest(
                     f"The local launcher starts processes on this machine only, not on {plan.launch.machines}. Use the "
                     "launcher slurm or ray, or start by hand the lines that `zloop train --show-command` prints."
                 )
+            check_disk(self.data_dir, self.base, plan.recipe)
             snapshot = self._snapshot_for(plan)
             run = plan_run(plan, snapshot, self.base, self.data_dir)
-            with self._changed:
-                self._active = run
-                self._changed.notify_all()
+            self._take_on(run)
             return run
 
     def prepare_by_hand(self, **request: Any) -> dict[str, Any]:
@@ -260,9 +273,11 @@ class Supervisor:
         launcher: str | None = None,
         strategy: str | None = None,
         machines: int | None = None,
+        deadline_minutes: float | None = None,
     ) -> Plan:
         launch = self._choose_launch(launcher, strategy, machines, num_processes)
         chosen = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
+        chosen = _with_deadline(chosen, deadline_minutes)
         check_tuning(chosen, launch.device)
         if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
             raise BadRunRequest(
@@ -298,6 +313,27 @@ class Supervisor:
         if recipe.method not in (SFT, SFT_THEN_DPO):
             return None
         return find_dialogues(self.data_dir / DIALOGUES if recipe.dialogues is None else Path(recipe.dialogues))
+
+    def resume(self, run_id: str) -> Run:
+        """Go on with a run that failed or was cancelled, from its last checkpoint.
+
+        Raises RunNotFound, RunActive, TrainingUnavailable, NotEnoughDisk, and BadRunRequest where it cannot go on.
+        """
+        with self._starting:
+            run = self.run(run_id)
+            self._refuse_second()
+            check_training_available()
+            check_resumable(run, self.base, self.data_dir / "models")
+            check_disk(self.data_dir, self.base, from_mapping(run.config.recipe_name, run.config.recipe))
+            run.reopen()
+            self._take_on(run)
+            return run
+
+    def _take_on(self, run: Run) -> None:
+        with self._changed:
+            self._cancelling.discard(run.run_id)
+            self._active = run
+            self._changed.notify_all()
 
     def cancel(self, run_id: str) -> Run:
         """Ask for a run to end; its processes are gone and its state is `cancelled` within about 15 s.
@@ -380,6 +416,10 @@ class Supervisor:
         if result is None:
             raise ChildFailed(reason_of_death(handle, EVALUATION))
         return result
+
+
+def _with_deadline(recipe: Recipe, minutes: float | None) -> Recipe:
+    return recipe if minutes is None else from_mapping(recipe.name, {**recipe.as_dict(), "deadline_minutes": minutes})
 
 
 def _checked(name: str, value: int | None, low: int, high: int) -> int | None:

@@ -60,6 +60,7 @@ class AdminPage:
                 with gr.Row():
                     self.start = gr.Button("Start retrain", variant="primary", elem_id="start-retrain")
                     self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel-run")
+                    self.resume = gr.Button("Resume", visible=False, elem_id="resume-run")
             with gr.Column(min_width=320):
                 gr.Markdown("### Practice: teach it a taste")
                 self.taste = gr.Radio(
@@ -114,7 +115,8 @@ class AdminPage:
     def _wire(self, page: gr.Blocks) -> None:
         view = [
             self.bar, self.overview, self.run, self.plots_row, *self.plots.values(), self.promote_newest,
-            self.versions, self.version, self.cancel, self.start, self.practise, self.rollback, self.seen,
+            self.versions, self.version, self.cancel, self.resume, self.start, self.practise, self.rollback,
+            self.seen,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(self.look, None, view, **quiet)
@@ -125,6 +127,7 @@ class AdminPage:
         )  # fmt: skip
         self.practise.click(self.start_practice, [self.taste], [self.message, *view], trigger_mode="once", **quiet)
         self.cancel.click(self.cancel_run, None, [self.message, *view], **quiet)
+        self.resume.click(self.resume_run, None, [self.message, *view], trigger_mode="once", **quiet)
         swapped = [self.message, self.without_room, self.maintenance, *view]
         self.promote.click(self.promote_version, [self.version], swapped, trigger_mode="once", **quiet)
         self.promote_newest.click(self.promote_latest, None, swapped, trigger_mode="once", **quiet)
@@ -144,8 +147,7 @@ class AdminPage:
     def look(self) -> Updates:
         """Everything the page shows, as it is now."""
         status = self.operations.status()
-        runs = self.operations.runs()
-        newest = runs[0] if runs else None
+        newest = self._shown_run()
         body = newest.as_body() if newest is not None else None
         rows = self.operations.version_rows()
         active = body is not None and body["state"] not in ENDED
@@ -161,6 +163,7 @@ class AdminPage:
             self.versions: versions_table(rows),
             self.version: gr.Dropdown(choices=others, value=others[-1] if others else None),
             self.cancel: gr.Button(interactive=active),
+            self.resume: gr.Button(visible=body is not None and body["state"] in ("failed", "cancelled")),
             self.start: gr.Button(interactive=not active),
             self.practise: gr.Button(interactive=not active),
             self.rollback: gr.Button(interactive=self.operations.rollback_target() is not None),
@@ -172,8 +175,8 @@ class AdminPage:
         return {self.seen: seen} if self._fingerprint() == seen else self.look()
 
     def _fingerprint(self) -> str:
-        runs = self.operations.runs()
-        newest = runs[0].as_body() if runs else {}
+        run = self._shown_run()
+        newest = run.as_body() if run is not None else {}
         newest.pop("eta_s", None)
         status = self.operations.status()
         return repr((newest, status.champion, status.serving, status.new_preferences, status.counts, status.problem))
@@ -215,6 +218,19 @@ class AdminPage:
             ),
             "Cancelled {}.",
         )
+
+    def resume_run(self) -> Updates:
+        """Go on with the run that is shown."""
+        run = self._shown_run()
+        return self._acted(
+            lambda: self.operations.resume_run(run.run_id).run_id if run is not None else "nothing, as there is no run",
+            "Resumed {} from its last checkpoint.",
+        )
+
+    def _shown_run(self) -> RunHandle | None:
+        """The active run, which may be an older one that was resumed, else the newest."""
+        runs = self.operations.runs()
+        return next((run for run in runs if run.is_active), runs[0] if runs else None)
 
     async def promote_version(self, version: str | None) -> Updates:
         """Make the chosen version the champion."""
@@ -306,7 +322,7 @@ def next_step(status: Status, run: Mapping[str, Any] | None) -> str:
     if run is not None and run["state"] not in ENDED:
         return f"watch {run['run_id']} below."
     if run is not None and run["state"] == "failed":
-        return "read below why the last run failed, then start it again."
+        return "read below why the last run failed, then resume it or start a new one."
     if run is not None and run["version"] and run["version"] != status.champion and run["verdict"]:
         if run["verdict"]["decision"] == "promote":
             return f"promote {run['version']}."
@@ -352,6 +368,8 @@ def _details(body: Mapping[str, Any]) -> str:
             parts.append(f"rewards/margins {metrics['rewards/margins']:+.3f}")
         if "rewards/accuracies" in metrics:
             parts.append(f"rewards/accuracies {metrics['rewards/accuracies']:.0%}")
+    if body.get("resumed"):
+        parts.append(f"resumed {body['resumed']} time{'' if body['resumed'] == 1 else 's'}")
     progress = body.get("evaluation_progress")
     if body["state"] == "evaluating" and progress:
         parts.append(f"{progress['done']} of {progress['total']} held-out pairs{eta}")

@@ -27,6 +27,11 @@ class Job:
     id: str
     start_time: float | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The process on this machine, None where it runs elsewhere."""
+        return int(self.id) if self.launcher == "local" else None
+
     def as_record(self) -> dict[str, Any]:
         """What state.json holds."""
         if self.launcher == "local":
