@@ -27,6 +27,8 @@ from feedback_store.backup import list_backups, verify_backup
 from feedback_store.errors import StoreError
 from feedback_store.store import FeedbackStore
 from trainer import schedule
+from trainer.command import Launch
+from trainer.launchers import launcher_for
 
 if TYPE_CHECKING:
     pass
@@ -41,6 +43,7 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.VersionDamaged: 409,
     refusals.TrainingUnavailable: 503,
     refusals.BaseModelMissing: 503,
+    refusals.LaunchFailed: 503,
     refusals.NotEnoughDisk: 503,
     refusals.TrainerError: 500,
 }
@@ -238,6 +241,12 @@ def diagnose(settings: Settings) -> list[dict[str, Any]]:
     for package, use in (("xllamacpp", "chat"), ("torch", "training"), ("trl", "training"), ("gguf", "training")):
         found = find_spec(package) is not None
         note(package, found, f"for {use}" + ("" if found else ": not installed; run `make setup`"))
+    if settings.launcher != "local":
+        try:
+            launcher = launcher_for(Launch(settings.launcher, options=settings.launcher_options[settings.launcher]))
+            note("launcher", True, f"{settings.launcher} answers, {launcher.gpus()} GPUs")
+        except refusals.TrainingUnavailable as error:
+            note("launcher", False, str(error))
     server = find_server(settings.data_dir)
     if server is not None:
         note("server", True, f"runs at {server.url} (process {server.pid})")

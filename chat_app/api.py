@@ -149,7 +149,11 @@ class RunBody(Strict):
     num_processes: Annotated[int | None, Field(ge=1)] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**31)] = None
     practice: str | None = None
+    launcher: Literal["local", "slurm", "ray"] | None = None
+    strategy: Literal["ddp", "fsdp2", "zero3"] | None = None
+    machines: Annotated[int | None, Field(ge=1)] = None
     deadline_minutes: Annotated[float | None, Field(gt=0)] = None
+    dry_run: bool = False
 
 
 class SnapshotBody(Strict):
@@ -445,16 +449,12 @@ def _loop_routes(operations: Operations) -> APIRouter:
 
     @router.post("/runs")
     def start_run(body: RunBody | None = None) -> dict[str, Any]:
-        """Start a retrain; 409 with the active run where one runs."""
+        """Start a retrain; 409 with the active run where one runs. `dry_run`: only show its command, start nothing."""
         body = body or RunBody()
-        return operations.start_run(
-            recipe=body.recipe,
-            max_steps=body.max_steps,
-            num_processes=body.num_processes,
-            seed=body.seed,
-            practice_taste=body.practice,
-            deadline_minutes=body.deadline_minutes,
-        ).as_body()
+        request = body.model_dump(exclude={"dry_run", "practice"})
+        if body.dry_run:
+            return {"run_id": None, "command": operations.show_command(**request, practice_taste=body.practice)}
+        return operations.start_run(**request, practice_taste=body.practice).as_body()
 
     @router.get("/runs")
     def runs() -> dict[str, Any]:
@@ -463,8 +463,8 @@ def _loop_routes(operations: Operations) -> APIRouter:
 
     @router.get("/runs/{run_id}")
     def run(run_id: str) -> dict[str, Any]:
-        """One run: state, step, metrics, verdict, error."""
-        return operations.run(run_id).as_body()
+        """One run: state, step, metrics, verdict, error, and the command that trains it."""
+        return {**operations.run(run_id).as_body(), "command": operations.command(run_id)}
 
     @router.post("/runs/{run_id}/cancel")
     def cancel(run_id: str) -> dict[str, Any]:

@@ -105,14 +105,32 @@ def train(
     max_steps: Steps = None,
     num_processes: Processes = None,
     seed: Seed = None,
+    launcher: Annotated[str | None, typer.Option(help="local, slurm or ray (default: ZLOOP_LAUNCHER).")] = None,
+    strategy: Annotated[str | None, typer.Option(help="ddp, fsdp2 or zero3 (default: ZLOOP_STRATEGY).")] = None,
+    machines: Annotated[int | None, typer.Option(min=1, help="Machines that share the processes.")] = None,
     deadline_minutes: Annotated[
         float | None, typer.Option(help="Stop it after so long; what was learned is kept, to resume.")
     ] = None,
+    show_command: Annotated[
+        bool, typer.Option("--show-command", help="Start nothing: print the `accelerate launch` line that would do it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Retrain from the preferences, evaluate, and say whether it got better. Never promotes by itself."""
-    request = {"recipe": recipe, "max_steps": max_steps, "num_processes": num_processes, "seed": seed}
-    _start_and_follow({**request, "deadline_minutes": deadline_minutes}, as_json)
+    request = {
+        "recipe": recipe,
+        "max_steps": max_steps,
+        "num_processes": num_processes,
+        "seed": seed,
+        "launcher": launcher,
+        "strategy": strategy,
+        "machines": machines,
+        "deadline_minutes": deadline_minutes,
+    }
+    if show_command:
+        _show_command(request, as_json)
+    else:
+        _start_and_follow(request, as_json)
 
 
 @app.command()
@@ -222,6 +240,30 @@ def _start_and_follow(request: dict[str, Any], as_json: bool, route: str = "/v1/
             f"{run['version']}: {verdict['decision']}.\n" + "\n".join(verdict["reasons"]) + f"\n"
             f"Serve it with: zloop promote {run['version']}",
         )
+
+
+def _show_command(request: dict[str, Any], as_json: bool) -> None:
+    """The lines alone on standard output, ready to be pasted or piped; what stands around them as comments."""
+    asked = {key: value for key, value in request.items() if value is not None}
+    with connected(as_json) as client:
+        command = client.request("POST", "/v1/runs", {**asked, "dry_run": True})["command"]
+    commented = "".join(
+        f"# {title}\n" + "".join(f"#   {line}\n" for line in command[key].splitlines())
+        for title, key in (
+            ("RUN_DIR/accelerate.yaml", "accelerate"),
+            ("The recipe, resolved", "recipe"),
+            ("What the launcher submits", "submission"),
+        )
+        if command[key]
+    )
+    where = "one line for each machine, the first on this one" if len(command["lines"]) > 1 else "one line"
+    show(
+        command,
+        as_json,
+        f"# Trains in {command['directory']} ({where}); its result is not published.\n"
+        + commented
+        + "\n".join(command["lines"]),
+    )
 
 
 def _follow(client: "Client", run_id: str, say: Callable[[str], None]) -> dict[str, Any]:

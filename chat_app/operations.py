@@ -95,8 +95,13 @@ class Trainer(Protocol):
         seed: int | None = None,
         practice: str | None = None,
         requested_by: str = "local",
+        launcher: str | None = None,
+        strategy: str | None = None,
+        machines: int | None = None,
         deadline_minutes: float | None = None,
     ) -> RunHandle: ...
+    def prepare_by_hand(self, **request: Any) -> dict[str, Any]: ...
+    def command(self, run_id: str) -> dict[str, Any]: ...
     def cancel(self, run_id: str) -> RunHandle: ...
     def resume(self, run_id: str) -> RunHandle: ...
     def run(self, run_id: str) -> RunHandle: ...
@@ -375,23 +380,26 @@ class Operations:
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
-    def start_run(
-        self,
-        *,
-        recipe: str | None = None,
-        max_steps: int | None = None,
-        num_processes: int | None = None,
-        seed: int | None = None,
-        practice_taste: str | None = None,
-        deadline_minutes: float | None = None,
-    ) -> RunHandle:
-        """Start a retrain, or a practice with `practice_taste`. Raises what the trainer raises, and StoreError."""
-        if practice_taste is not None:
-            self._store.record_practice(practice.preferences_for(practice_taste))
-        return self._trainer.start_run(
-            recipe=recipe, max_steps=max_steps, num_processes=num_processes, seed=seed, practice=practice_taste,
-            requested_by=RATER, deadline_minutes=deadline_minutes,
-        )  # fmt: skip
+    def start_run(self, *, practice_taste: str | None = None, requested_by: str = RATER, **request: Any) -> RunHandle:
+        """Start a retrain, or a practice with `practice_taste`. `request`: what `Trainer.start_run` takes.
+
+        Raises what the trainer raises, and StoreError.
+        """
+        self._record_practice(practice_taste)
+        return self._trainer.start_run(**request, practice=practice_taste, requested_by=requested_by)
+
+    def show_command(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
+        """The command of the run that `start_run` would start, to run it by hand; nothing is started. Raises as it."""
+        self._record_practice(practice_taste)
+        return self._trainer.prepare_by_hand(**request, practice=practice_taste, requested_by=RATER)
+
+    def command(self, run_id: str) -> dict[str, Any]:
+        """How the training of a run is started: line, accelerate's configuration, recipe."""
+        return self._trainer.command(run_id)
+
+    def _record_practice(self, taste: str | None) -> None:
+        if taste is not None:
+            self._store.record_practice(practice.preferences_for(taste))
 
     def cancel_run(self, run_id: str) -> RunHandle:
         """Stop a run."""

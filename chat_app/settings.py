@@ -6,6 +6,7 @@ frozen result. Nothing else reads the environment.
 
 import ipaddress
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -86,6 +87,20 @@ class Settings(BaseModel):
             description="Where runs are drawn too: `tensorboard`, `trackio`, or both with a comma (extras to install).",
         ),
     ] = ""
+    launcher: Annotated[
+        Literal["local", "slurm", "ray"],
+        Field(description="What starts a training: this machine, or a Slurm or Ray cluster that shares its files."),
+    ] = "local"
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp2", "zero3"],
+        Field(description="Several processes: `ddp`; `fsdp2` or `zero3` shard the model over GPUs; `auto` is `ddp`."),
+    ] = "auto"
+    slurm_options: Annotated[
+        str, Field(description="`slurm`: more options for `sbatch`, such as `--partition=gpu --time=12:00:00`.")
+    ] = ""
+    ray_address: Annotated[
+        str, Field(pattern=r"^https?://[^/@\s]+$", description="`ray`: URL of the cluster's dashboard.")
+    ] = "http://127.0.0.1:8265"
     redact: Annotated[
         bool, Field(description="Hide e-mail addresses, phone numbers and keys on the way into a snapshot.")
     ] = True
@@ -127,6 +142,11 @@ class Settings(BaseModel):
         float, Field(ge=0, le=10, description="Seconds between two words of the `scripted` engine.")
     ] = 0.0
 
+    @property
+    def launcher_options(self) -> dict[str, str]:
+        """What each launcher needs besides, by its name."""
+        return {"slurm": self.slurm_options, "ray": self.ray_address}
+
     @field_validator("remote_url")
     @classmethod
     def _only_plain_urls(cls, urls: str | None) -> str | None:
@@ -139,6 +159,14 @@ class Settings(BaseModel):
             if "@" in parts.netloc or parts.query or parts.fragment:
                 raise ValueError("must hold no user, password, query or fragment: the key goes into ZLOOP_REMOTE_KEY")
         return urls
+
+    @field_validator("slurm_options")
+    @classmethod
+    def _only_options(cls, options: str) -> str:
+        words = shlex.split(options)  # raises ValueError for an open quotation mark
+        if any(not word.startswith("-") for word in words):
+            raise ValueError("every option must begin with - and hold its value after =, such as --partition=gpu")
+        return options
 
     @field_validator("remote_key")
     @classmethod

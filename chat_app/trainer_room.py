@@ -40,10 +40,19 @@ class TrainerRoom:
             partial(freeze, settings, store),
             store.champion,
             trackers=tuple(filter(None, settings.trackers.split(","))),
+            launcher=settings.launcher,
+            strategy=None if settings.strategy == "auto" else settings.strategy,
+            launcher_options=settings.launcher_options,
         )
 
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
+
+    def prepare_by_hand(self, **request: Any) -> dict[str, Any]:
+        return self.supervisor.prepare_by_hand(**request)
+
+    def command(self, run_id: str) -> dict[str, Any]:
+        return self.supervisor.command(run_id)
 
     def cancel(self, run_id: str) -> Run:
         return self.supervisor.cancel(run_id)

@@ -204,6 +204,16 @@ def test_a_run_that_cannot_be_started_is_refused_before_it_starts(server: Server
     assert server.get("/v1/runs")["runs"] == []
 
 
+def test_a_dry_run_shows_the_command_and_starts_nothing(server: Server) -> None:
+    shown = server.post("/v1/runs", {"practice": "shorter", "max_steps": 3, "num_processes": 2, "dry_run": True})
+    assert shown["run_id"] is None
+    assert shown["command"]["strategy"] == "ddp"
+    assert "num_processes: 2" in shown["command"]["accelerate"]
+    assert server.get("/v1/runs")["runs"] == []
+    assert server.refused("/v1/runs", {"launcher": "kubernetes"})[0] == 422
+    assert server.refused("/v1/runs", {"practice": "shorter", "num_processes": 3, "machines": 2})[0] == 400
+
+
 def test_health(server: Server) -> None:
     assert server.get("/livez") == {"status": "ok"}
     assert server.get("/readyz")["serving"] == "v0"

@@ -71,6 +71,25 @@ def test_import_export_and_snapshot_without_a_server(tmp_path: Path, source: Pat
     assert checked == {"checked": [f"snapshot {frozen['snapshot']}"], "problems": []}
 
 
+def test_the_command_of_a_run_is_shown_and_nothing_is_started(tmp_path: Path, source: Path) -> None:
+    data = tmp_path / "data"
+    zloop(data, "import", str(source))
+    shown = zloop(data, "train", "--show-command", "--num-processes", "2", "--machines", "2")
+    assert shown.returncode == 0, shown.stderr
+    comments = [line for line in shown.stdout.splitlines() if line.startswith("#")]
+    lines = shown.stdout.replace(" \\\n", "").splitlines()[len(comments) :]
+    assert "#   main_process_port: " in shown.stdout
+    assert "#   learning_rate: 0.0001" in comments
+    assert [line.rpartition("--machine_rank ")[2][0] for line in lines] == ["0", "1"]
+    command = body(zloop(data, "train", "--show-command", "--json"))
+    assert " -m trainer.job " in command["lines"][0]
+    assert Path(command["directory"], "config.json").is_file()
+    assert not list((data / "runs").glob("run_*"))
+    refused = zloop(data, "train", "--show-command", "--strategy", "fsdp2", "--num-processes", "2")
+    assert refused.returncode == 1
+    assert "fsdp2 shards a model over GPUs, and there is none" in refused.stderr
+
+
 def test_verify_names_what_was_changed(tmp_path: Path, source: Path) -> None:
     data = tmp_path / "data"
     zloop(data, "import", str(source))

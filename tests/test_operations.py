@@ -215,6 +215,16 @@ def test_practice_stays_apart_from_real_preferences(tmp_path: Path) -> None:
         assert operations.status().new_preferences == 0
 
 
+def test_a_run_says_how_it_is_started(tmp_path: Path) -> None:
+    with house(tmp_path) as (operations, _):
+        run = operations.start_run(practice_taste="shorter", num_processes=2)
+        command = operations.command(run.run_id)
+        assert command["directory"] == str(tmp_path / "runs" / run.run_id)
+        assert command["lines"][0].endswith(f"-m trainer.job {command['directory']}")
+        assert "distributed_type: MULTI_GPU\n" in command["accelerate"]
+        assert "use_cpu: true\n" in command["accelerate"]
+
+
 def test_promoting_what_is_not_there_changes_nothing(tmp_path: Path) -> None:
     with house(tmp_path) as (operations, store):
 

@@ -52,7 +52,7 @@ def trained(run: Run, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, **confi
         started.append(nursery.start(run, **confined))
         return Child(started[-1], psutil.Process(started[-1]).create_time())
 
-    monkeypatch.setattr("trainer.cycle.start_training", start)
+    monkeypatch.setattr("trainer.launchers.local.start_training", start)
     monkeypatch.setattr("trainer.restarts.PAUSES_S", (0.0, 0.0, 0.0))
     ensure_prepared(run)
     try:

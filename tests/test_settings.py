@@ -32,6 +32,10 @@ def test_an_unknown_setting_is_refused_by_name() -> None:
         ("ZLOOP_HOST", "example.com", "loopback"),
         ("ZLOOP_ENGINE", "vllm", "or 'scripted'"),
         ("ZLOOP_RETRAIN_EVERY", "-1", "ZLOOP_RETRAIN_EVERY='-1'"),
+        ("ZLOOP_LAUNCHER", "kubernetes", "or 'ray'"),
+        ("ZLOOP_SLURM_OPTIONS", "--partition gpu", "every option must begin with -"),
+        ("ZLOOP_SLURM_OPTIONS", "--comment='a", "no closing quotation"),
+        ("ZLOOP_RAY_ADDRESS", "head:8265", "ZLOOP_RAY_ADDRESS='head:8265'"),
         ("ZLOOP_COMPARE_SHARE", "1.5", "less than or equal to 1"),
     ],
 )

@@ -179,7 +179,7 @@ def test_a_run_that_does_not_get_further_fails_and_can_be_resumed_by_hand(
     monkeypatch.setattr("trainer.restarts.PAUSES_S", (0.0, 0.0, 0.0))
     place.preferences = 250
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.cycle.start_training", dying)
+        patch.setattr("trainer.launchers.local.start_training", dying)
         run = supervisor.start_run(max_steps=20)
         assert supervisor.wait(run.run_id, 60).state is RunState.FAILED
     assert run.error is not None
@@ -190,7 +190,7 @@ def test_a_run_that_does_not_get_further_fails_and_can_be_resumed_by_hand(
         supervisor.cancel(run.run_id)
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.cycle.start_training", sleeping)
+        patch.setattr("trainer.launchers.local.start_training", sleeping)
         following = supervisor.start_run()
         with pytest.raises(RunActive, match=following.run_id):
             supervisor.resume(run.run_id)
@@ -211,7 +211,7 @@ def test_a_run_that_does_not_get_further_fails_and_can_be_resumed_by_hand(
 
 
 def test_a_cancelled_run_goes_on_when_it_is_resumed(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.cycle.start_training", sleeping)
+    monkeypatch.setattr("trainer.launchers.local.start_training", sleeping)
     run = supervisor.start_run()
     for _ in range(2):
         wait_until("it has a child", lambda: processes_of(run))
@@ -224,7 +224,7 @@ def test_a_cancelled_run_goes_on_when_it_is_resumed(supervisor: Supervisor, monk
 
 
 def test_a_child_that_hangs_is_cancelled_too(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.cycle.start_training", deaf)
+    monkeypatch.setattr("trainer.launchers.local.start_training", deaf)
     run = supervisor.start_run()
     wait_until("it is deaf", lambda: "deaf" in run.log_tail(3))
     began = time.monotonic()
@@ -237,7 +237,7 @@ def test_a_child_that_hangs_is_cancelled_too(supervisor: Supervisor, monkeypatch
 def test_a_run_past_its_deadline_is_stopped_and_says_so(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.cycle.start_training", sleeping)
+    monkeypatch.setattr("trainer.launchers.local.start_training", sleeping)
     run = supervisor.start_run(deadline_minutes=0.01)
     assert supervisor.wait(run.run_id, 30).state is RunState.FAILED
     assert run.error is not None
@@ -249,7 +249,7 @@ def test_a_run_past_its_deadline_is_stopped_and_says_so(
 
 
 def test_of_a_hundred_starts_at_once_one_runs(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.cycle.start_training", sleeping)
+    monkeypatch.setattr("trainer.launchers.local.start_training", sleeping)
     gate, refused = threading.Barrier(100), []
 
     def start() -> str | None:

@@ -22,9 +22,11 @@ from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot, load_snapshot
 from trainer.base_model import BaseModel
 from trainer.checkpoints import last_step, remove_checkpoints
+from trainer.command import LOCAL, Launch
 from trainer.disk import full_disk
 from trainer.errors import DeadlinePassed, TrainerError
-from trainer.launch import Child, available_cores, is_alive, kill_tree, start_evaluation, start_training
+from trainer.launch import available_cores
+from trainer.launchers import EVALUATION, TRAINING, Job, Launcher, Work, job_of, launcher_for
 from trainer.memory import MemoryWatch, training_advice
 from trainer.recipe import Recipe, from_mapping
 from trainer.restarts import fingerprint, prepare_restart
@@ -53,6 +55,7 @@ class Plan:
     texts: dict[str, Any] | None = None
     dialogues: dict[str, Any] | None = None
     trackers: tuple[str, ...] = ()
+    launch: Launch = LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,8 @@ class Surroundings:
     cores: int | None = None
 
 
-def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) -> Run:
-    """Make the run directory, state `queued`."""
+def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path, folder: str = "runs") -> Run:
+    """Make the run directory in `folder` of the data directory, state `queued`."""
     now = datetime.now(UTC)
     config = RunConfig(
         run_id=new_run_id(now),
@@ -93,8 +96,9 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) ->
         device=plan.device,
         requested_by=plan.requested_by,
         trackers=list(plan.trackers),
+        launch=plan.launch.kept(),
     )
-    return Run.create(data_dir / "runs", config)
+    return Run.create(data_dir / folder, config)
 
 
 def _rows(plan: Plan, snapshot: Snapshot) -> int:
@@ -125,14 +129,7 @@ def ensure_prepared(run: Run, cores: int | None = None) -> Snapshot:
 
 def ensure_trained(run: Run, around: Surroundings) -> None:
     """training.json and the adapter, or the whole model, are there afterwards."""
-    config, cores = run.config, run.record.get("cores") or around.cores
-    _ensure_result(
-        run,
-        "training",
-        lambda: run.training,
-        lambda: start_training(run.directory, num_processes=config.num_processes, device=config.device, cores=cores),
-        around.wait,
-    )
+    _ensure_result(run, TRAINING, lambda: run.training, run.record.get("cores") or around.cores, around.wait)
 
 
 def ensure_evaluated(run: Run, snapshot: Snapshot, around: Surroundings) -> dict[str, Any]:
@@ -141,13 +138,7 @@ def ensure_evaluated(run: Run, snapshot: Snapshot, around: Surroundings) -> dict
         champion, candidate = around.champion(), around.versions.next_name(run.config.practice)
         _write_comparison(run, snapshot, candidate, champion, around.versions)
         run.move(RunState.EVALUATING, champion=champion, candidate=candidate)
-    return _ensure_result(
-        run,
-        "evaluation",
-        lambda: run.evaluation,
-        lambda: start_evaluation(run.directory, device=run.config.device, cores=around.cores),
-        around.wait,
-    )
+    return _ensure_result(run, EVALUATION, lambda: run.evaluation, around.cores, around.wait)
 
 
 def ensure_verdict(run: Run, evaluation: dict[str, Any]) -> Verdict:
@@ -226,16 +217,25 @@ def _version(version: str, weights: Path | None) -> dict[str, str | None]:
     return {"version": version, "adapter": str(weights.absolute()) if weights else None}
 
 
+def end_children(run: Run) -> None:
+    """End every process of a run, wherever it runs."""
+    launch = Launch.of(run.config)
+    launcher_for(launch).end(job_of(run.record, launch.launcher), run.directory)
+
+
 def _ensure_result(
     run: Run,
     stage: str,
     result: Callable[[], dict[str, Any] | None],
-    start: Callable[[], Child],
+    cores: int | None,
     wait: Callable[[float], None],
 ) -> dict[str, Any]:
     """What the child of this stage leaves, started again as often as `restarts.py` allows. Raises ChildFailed."""
+    launch = Launch.of(run.config)
+    launcher = launcher_for(launch)
     while (found := result()) is None:
-        memory = _wait_for(run, _ensure_child(run, stage, start), result, wait)
+        job = _ensure_job(run, launcher, Work(run.directory, stage, launch, cores))
+        memory = _wait_for(run, launcher, job, result, wait)
         if result() is None:
             recipe = from_mapping(run.config.recipe_name, run.config.recipe).halved(run.halvings)
             reason = reason_of_death(run, stage, f"{memory} {training_advice(recipe)}" if memory else None)
@@ -243,26 +243,30 @@ def _ensure_result(
     return found
 
 
-def _ensure_child(run: Run, stage: str, start: Callable[[], Child]) -> Child:
+def _ensure_job(run: Run, launcher: Launcher, work: Work) -> Job:
     """The child of this stage: the one that was started before, dead or alive, or a fresh one."""
     record = run.record
-    if record.get("child") == stage:
-        return Child(record["pid"], record["process_start_time"])
-    kill_tree(None, None, run.directory)  # one that an earlier server started but had no time to note
-    child = start()
-    run.note(child=stage, pid=child.pid, process_start_time=child.start_time)
-    return child
+    known = job_of(record, work.launch.launcher)
+    if record.get("child") == work.stage and known is not None:
+        return known
+    launcher.end(None, run.directory)  # one that an earlier server started but had no time to note
+    job = launcher.start(work)
+    run.note(child=work.stage, **job.as_record())
+    return job
 
 
-def _wait_for(run: Run, child: Child, result: Callable[[], Any], wait: Callable[[float], None]) -> str | None:
+def _wait_for(
+    run: Run, launcher: Launcher, job: Job, result: Callable[[], Any], wait: Callable[[float], None]
+) -> str | None:
     """Until the child is gone; afterwards no process of the run is left. What `wait` raises passes through.
 
     Returns why, where the kernel killed it for lack of memory. Raises DeadlinePassed.
     """
     leave_by: float | None = None
-    deadline, memory = run.deadline, MemoryWatch(child.pid)
-    while is_alive(child.pid, child.start_time):
-        memory.look()
+    deadline, memory = run.deadline, None if job.pid is None else MemoryWatch(job.pid)
+    while launcher.is_alive(job, run.directory):
+        if memory is not None:
+            memory.look()
         if deadline is not None and time.time() > deadline and result() is None:
             raise DeadlinePassed(_deadline_sentence(run))
         if run.state is RunState.PREPARING and run.progress.get("stage") == "training":
@@ -272,10 +276,13 @@ def _wait_for(run: Run, child: Child, result: Callable[[], Any], wait: Callable[
         if leave_by is not None and time.monotonic() > leave_by:
             break
         wait(POLL_S)
-    kill_tree(child.pid, child.start_time, run.directory)
+    launcher.end(job, run.directory)
+    settled_by = time.monotonic() + launcher.settle_s  # a shared file system may show its files a little later
+    while result() is None and run.failure is None and time.monotonic() < settled_by:
+        wait(POLL_S)
     if run.state is RunState.PREPARING and run.metrics():
         run.move(RunState.TRAINING)
-    return None if result() is not None else memory.sentence()
+    return None if memory is None or result() is not None else memory.sentence()
 
 
 def _deadline_sentence(run: Run) -> str:

@@ -12,9 +12,11 @@
     ├── BaseModelMissing       the base's file or package is not there
     ├── NotEnoughDisk          a run would need more room than there is
     ├── ChildFailed            a training or evaluating child ended without its result
+    ├── LaunchFailed           Slurm or Ray did not take a job
     ├── DeadlinePassed         a run took longer than its recipe allows
     └── JobError               raised inside a child; its sentence becomes the run's error
         ├── WrongProcessCount
+        ├── WrongStrategy      accelerate started something else than was asked for
         ├── WrongStart         the first loss was not what the method makes it
         ├── Diverged           loss or gradient norm stopped being finite
         ├── OutOfMemory
@@ -88,6 +90,10 @@ class ChildFailed(TrainerError):
     pass
 
 
+class LaunchFailed(TrainerError):
+    pass
+
+
 class DeadlinePassed(TrainerError):
     pass
 
@@ -97,6 +103,10 @@ class JobError(TrainerError):
 
 
 class WrongProcessCount(JobError):
+    pass
+
+
+class WrongStrategy(JobError):
     pass
 
 

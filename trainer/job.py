@@ -3,13 +3,12 @@
 Started by `launch.py`; by hand: `accelerate launch --config_file trainer/recipes/accelerate/cpu_single.yaml
 -m trainer.job RUN_DIR`. Reads config.json and the snapshot's Parquet, never the database or the environment.
 
-It stops with a sentence in failure.json when the number of processes is not the one asked for, when the first loss of
-a stage is not what its method makes it (with DPO ln 2: else the reference is wrong), and at the first loss or gradient
-norm that is not finite. training.json, written last, means: the weights are complete.
+It stops with a sentence in failure.json when accelerate did not start the processes or the strategy asked for, when
+the first loss of a stage is not what its method makes it (with DPO ln 2: else the reference is wrong), and at the first
+loss or gradient norm that is not finite. training.json, written last, means: the weights are complete.
 
-One that was killed and is started again goes on from its last checkpoint (`checkpoints.py`).
-
-Not covered: bf16 and GPUs are wired, not tested.
+One that was killed and is started again goes on from its last checkpoint (`checkpoints.py`). bf16 and GPUs are wired,
+not tested.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
 from trainer.base_model import BaseModel, ensure_base
 from trainer.checkpoints import train_from_last
+from trainer.command import Launch
 from trainer.disk import disk_full, is_disk_full
-from trainer.errors import JobError, TrainerError, WrongProcessCount
+from trainer.errors import JobError, TrainerError, WrongProcessCount, WrongStrategy
 from trainer.memory import is_out_of_memory, out_of_memory, training_advice
 from trainer.methods import continued_pretraining, dpo, kto, sft
 from trainer.progress import Progress, watch
@@ -121,6 +121,7 @@ def _train_stage(
     to_come = later.total_steps(stage.rows, config.max_steps) if later else 0
     progress.start("training", total_steps=steps_before + stage.total_steps + to_come)
     trainer = stage.trainer
+    _check_strategy(trainer.accelerator, Launch.of(config))
     trainer.add_callback(watch(stage, recipe.batch_size, progress, steps_before=steps_before, rows_before=rows_before))
     if stage.validation is not None:
         stage.validation.add_to(trainer, steps_before=steps_before, rows_before=rows_before)
@@ -175,6 +176,18 @@ def _check_processes(process: Any, config: RunConfig) -> None:
         raise JobError("This run was started for a GPU but torch sees none. Check the driver and the build of torch.")
 
 
+def _check_strategy(accelerator: Any, launch: Launch) -> None:
+    """accelerate turns FSDP on CPUs into DDP, and some configurations into a single process, without a word."""
+    ddp = "MULTI_CPU" if launch.device == "cpu" else "MULTI_GPU"
+    wanted = {"single": "NO", "ddp": ddp, "fsdp2": "FSDP", "zero3": "DEEPSPEED"}[launch.strategy]
+    started = accelerator.distributed_type.value
+    if started != wanted or (launch.strategy == "fsdp2" and not accelerator.is_fsdp2):
+        raise WrongStrategy(
+            f"The strategy {launch.strategy} was asked for (accelerate's {wanted}), accelerate started {started}. "
+            "Check the accelerate configuration: it can quietly start another strategy than the one it names."
+        )
+
+
 def _check_all_seen(trainer: Any, total_steps: int) -> None:
     if trainer.state.global_step != total_steps:
         raise JobError(f"Training stopped at step {trainer.state.global_step} of {total_steps} without an error.")
@@ -183,6 +196,10 @@ def _check_all_seen(trainer: Any, total_steps: int) -> None:
 def main() -> None:
     """`python -m trainer.job RUN_DIR`, once in each process of the launch."""
     run = Run(Path(sys.argv[1]))
+    if run.training is not None:
+        raise SystemExit(
+            f"{run.directory} holds a finished training. `zloop train --show-command` makes a new directory."
+        )
     try:
         train(run)
     except Exception as error:

@@ -3,10 +3,9 @@
 A child runs in its own session, niced, on CPU on all cores but the first, and prints to RUN_DIR/log.txt. It knows
 nothing of its parent and goes on when the parent dies; a later parent finds it by process id and start time.
 
-On two or more CPU processes the launch file says MULTI_GPU with use_cpu (see recipes/accelerate/cpu_ddp.yaml); the
-job asserts the count. torch's elastic workers open sessions of their own, so a tree is ended by its parent links and
-by RUN_DIR in the command lines. Linux and macOS; scheduling hints only where the system has them.
-Not covered: several machines. The GPU configurations are not run by any test.
+What accelerate is told is in `command.py`; this is the launcher `local` of `launchers/`. torch's elastic workers open
+sessions of their own, so a tree is ended by its parent links and by RUN_DIR in the command lines. Linux and macOS;
+scheduling hints only where the system has them. Not covered: several machines.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from pathlib import Path
 
 import psutil
 
+from trainer.command import Launch, child_environment, training_arguments, write_accelerate_config
 from trainer.errors import TrainingUnavailable
 
-CONFIGS = Path(__file__).parent / "recipes" / "accelerate"
 NICENESS = 10
 START_TIME_TOLERANCE_S = 2.0
 _NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gguf", "scipy")
@@ -63,13 +62,21 @@ def available_cores() -> int:
     return len(_cores())
 
 
-def start_training(run_dir: Path, *, num_processes: int, device: str = "cpu", cores: int | None = None) -> Child:
-    """Launch `trainer.job` on `run_dir` with accelerate. `device` is cpu or gpu."""
+def start_training(
+    run_dir: Path,
+    *,
+    num_processes: int,
+    device: str = "cpu",
+    cores: int | None = None,
+    strategy: str | None = None,
+    bf16: bool = False,
+) -> Child:
+    """Launch `trainer.job` on `run_dir` with accelerate. `strategy` None: what suits the number of processes."""
+    strategy = strategy or ("single" if num_processes == 1 else "ddp")
     threads = threads_per_process(cores or available_cores(), num_processes)
-    config = CONFIGS / f"{device}_{'single' if num_processes == 1 else 'ddp'}.yaml"
-    options = ["--config_file", str(config), "--num_processes", str(num_processes)]
-    options += ["--num_cpu_threads_per_process", str(threads)]
-    command = ["-m", "accelerate.commands.launch", *options, "-m", "trainer.job", str(run_dir.absolute())]
+    launch = Launch(strategy=strategy, num_processes=num_processes, device=device, bf16=bf16)
+    write_accelerate_config(run_dir, launch)
+    command = ["-m", "accelerate.commands.launch", *training_arguments(run_dir, threads)]
     return _start(command, run_dir, threads, device)
 
 
@@ -123,7 +130,7 @@ def _start(command: list[str], run_dir: Path, threads: int, device: str) -> Chil
         pid = os.posix_spawn(
             sys.executable,
             arguments,
-            _environment(threads),
+            {**os.environ, **child_environment(threads)},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
                 (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
@@ -136,25 +143,6 @@ def _start(command: list[str], run_dir: Path, threads: int, device: str) -> Chil
     with contextlib.suppress(psutil.NoSuchProcess):
         _lower_priority(pid, device)
     return Child(pid, _start_time(pid))
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """The parent's environment, with this package importable, one thread count, and no calls home."""
-    root = str(Path(__file__).parent.parent)
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-    }
 
 
 def _lower_priority(pid: int, device: str) -> None:

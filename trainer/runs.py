@@ -6,6 +6,7 @@
       comparison.json   what `evaluate.py` compares with what; written before it starts       parent
       progress.json     stage, step, pairs evaluated so far, and the child's heartbeat        child
       metrics.jsonl     one line a step                                                       child
+      accelerate.yaml   the accelerate configuration, written before the start                launcher
       log.txt           what the children print                                               child
       adapter/          the adapter, PEFT form; adapter.gguf beside it, GGUF form             child
       model/            or the whole model, where every weight moved; model.gguf beside it    child
@@ -76,6 +77,7 @@ class RunConfig:
     device: str
     requested_by: str
     trackers: list[str] = field(default_factory=list)
+    launch: dict[str, Any] = field(default_factory=dict)  # see command.Launch
 
 
 class Run:

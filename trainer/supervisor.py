@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,21 @@ from feedback_store.mixing import TEXT, Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
-from trainer.cycle import Plan, Surroundings, comparison, plan_run, reason_of_death, run_cycle, weights_of
+from trainer.command import Launch, choose_launch, show_command, write_accelerate_config
+from trainer.cycle import (
+    Plan,
+    Surroundings,
+    comparison,
+    end_children,
+    plan_run,
+    reason_of_death,
+    run_cycle,
+    weights_of,
+)
 from trainer.disk import check_disk
 from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
-from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
+from trainer.launch import available_cores, check_training_available, threads_per_process
+from trainer.launchers import EVALUATION, TRAINING, Work, launcher_for
 from trainer.recipe import (
     CONTINUED_PRETRAINING,
     DEFAULT,
@@ -62,7 +73,8 @@ class Supervisor:
     """Starts, watches, cancels and lists runs. Thread-safe.
 
     `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
-    `cpu_count`: cores to plan with, by default those this process may use. `trackers`: see `trackers.py`.
+    `cpu_count`: cores to plan with, by default those this process may use. `trackers`: see `trackers.py`. `launcher`,
+    `strategy`: those of runs that name none; `launcher_options` are those of each launcher, by its name.
     """
 
     def __init__(
@@ -74,6 +86,9 @@ class Supervisor:
         cpu_count: int | None = None,
         *,
         trackers: tuple[str, ...] = (),
+        launcher: str = "local",
+        strategy: str | None = None,
+        launcher_options: Mapping[str, str] | None = None,
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.base = base
@@ -83,6 +98,9 @@ class Supervisor:
         self._champion = champion
         self._cpu_count = cpu_count
         self._trackers = trackers
+        self._launcher = launcher
+        self._strategy = strategy
+        self._launcher_options = launcher_options or {}
         self._starting = threading.Lock()
         self._changed = threading.Condition()
         self._active: Run | None = None
@@ -162,8 +180,7 @@ class Supervisor:
 
     @staticmethod
     def _end_processes(run: Run) -> None:
-        record = run.record
-        kill_tree(record.get("pid"), record.get("process_start_time"), run.directory)
+        end_children(run)
 
     # What people ask for
 
@@ -175,6 +192,9 @@ class Supervisor:
         seed: int | None = None,
         practice: str | None = None,
         requested_by: str = "local",
+        launcher: str | None = None,
+        strategy: str | None = None,
+        machines: int | None = None,
         deadline_minutes: float | None = None,
     ) -> Run:
         """Freeze a snapshot and queue a run on it; `deadline_minutes` goes before the recipe's.
@@ -184,38 +204,112 @@ class Supervisor:
         """
         with self._starting:
             self._refuse_second()
-            check_training_available()
-            check_trackers(self._trackers)
-            gpus = gpu_count()
-            named = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
-            chosen = _with_deadline(named, deadline_minutes)
-            check_tuning(chosen, "gpu" if gpus else "cpu")
-            plan = Plan(
-                recipe=chosen,
-                max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
-                num_processes=_checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES) or max(1, gpus),
-                seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
+            plan = self._plan(
+                recipe=recipe,
+                max_steps=max_steps,
+                num_processes=num_processes,
+                seed=seed,
                 practice=practice,
-                device="gpu" if gpus else "cpu",
                 requested_by=requested_by,
-                texts=self._texts(chosen),
-                dialogues=None if practice else self._dialogues(chosen),
-                trackers=self._trackers,
+                launcher=launcher,
+                strategy=strategy,
+                machines=machines,
+                deadline_minutes=deadline_minutes,
             )
-            chosen.micro_batch(plan.num_processes)
-            if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
+            if plan.launch.launcher == "local" and plan.launch.machines > 1:
                 raise BadRunRequest(
-                    f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
-                    "Practise with another recipe."
+                    f"The local launcher starts processes on this machine only, not on {plan.launch.machines}. Use the "
+                    "launcher slurm or ray, or start by hand the lines that `zloop train --show-command` prints."
                 )
-            check_disk(self.data_dir, self.base, chosen)
-            mix = chosen.mix(plan.seed)
-            if plan.dialogues and chosen.method == SFT:
-                mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
-            snapshot = self._freeze(practice, mix)
+            check_disk(self.data_dir, self.base, plan.recipe)
+            snapshot = self._snapshot_for(plan)
             run = plan_run(plan, snapshot, self.base, self.data_dir)
             self._take_on(run)
             return run
+
+    def prepare_by_hand(self, **request: Any) -> dict[str, Any]:
+        """The command of the run that `start_run` would start for `request`; see `show_command`. Starts nothing.
+
+        It needs a directory to run in, so one is made in `by_hand/`, where nothing is started or published by itself.
+        Raises what `start_run` raises.
+        """
+        plan = self._plan(**request)
+        snapshot = self._snapshot_for(plan)
+        run = plan_run(plan, snapshot, self.base, self.data_dir, "by_hand")
+        write_accelerate_config(run.directory, plan.launch)
+        return self._command(run)
+
+    def command(self, run_id: str) -> dict[str, Any]:
+        """How the training of a run is started, see `show_command`. Raises RunNotFound."""
+        return self._command(self.run(run_id))
+
+    def _command(self, run: Run) -> dict[str, Any]:
+        launch = Launch.of(run.config)
+        work = Work(run.directory, TRAINING, launch, self._cpu_count)
+        threads = threads_per_process(self._cpu_count or available_cores(), launch.processes_per_machine)
+        return show_command(run, threads, launcher_for(launch).submission(work))
+
+    def _choose_launch(
+        self, launcher: str | None, strategy: str | None, machines: int | None, num_processes: int | None
+    ) -> Launch:
+        check_training_available()
+        launcher = launcher or self._launcher
+        options = self._launcher_options.get(launcher, "")
+        gpus = launcher_for(Launch(launcher, options=options)).gpus()
+        num_processes = _checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES)
+        return choose_launch(
+            launcher,
+            strategy or self._strategy,
+            _checked("machines", machines, 1, MAX_PROCESSES),
+            num_processes=num_processes or (max(1, gpus) if launcher == "local" else 1),
+            device="gpu" if gpus else "cpu",
+            options=options,
+        )
+
+    def _plan(
+        self,
+        *,
+        recipe: str | None = None,
+        max_steps: int | None = None,
+        num_processes: int | None = None,
+        seed: int | None = None,
+        practice: str | None = None,
+        requested_by: str = "local",
+        launcher: str | None = None,
+        strategy: str | None = None,
+        machines: int | None = None,
+        deadline_minutes: float | None = None,
+    ) -> Plan:
+        launch = self._choose_launch(launcher, strategy, machines, num_processes)
+        check_trackers(self._trackers)
+        chosen = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
+        chosen = _with_deadline(chosen, deadline_minutes)
+        check_tuning(chosen, launch.device)
+        if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
+            raise BadRunRequest(
+                f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
+                "Practise with another recipe."
+            )
+        chosen.micro_batch(launch.num_processes)
+        return Plan(
+            recipe=chosen,
+            max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
+            num_processes=launch.num_processes,
+            seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
+            practice=practice,
+            device=launch.device,
+            requested_by=requested_by,
+            launch=launch,
+            trackers=self._trackers,
+            texts=self._texts(chosen),
+            dialogues=None if practice else self._dialogues(chosen),
+        )
+
+    def _snapshot_for(self, plan: Plan) -> Snapshot:
+        mix = plan.recipe.mix(plan.seed)
+        if plan.dialogues and plan.recipe.method == SFT:
+            mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
+        return self._freeze(plan.practice, mix)
 
     def _texts(self, recipe: Recipe) -> dict[str, Any] | None:
         if recipe.method != CONTINUED_PRETRAINING:
@@ -287,12 +381,11 @@ class Supervisor:
         if on != "held_out":
             raise BadRunRequest(f"evaluate on {on!r}: only 'held_out' can be judged on.")
         self._refuse_second()
-        check_training_available()
         against = against or self._champion()
         if version == against:
             raise BadRunRequest(f"{version} cannot be compared with itself. Name another version with --against.")
         practice = None if version == BASE_VERSION else self.versions.load(version).practice
-        recipe, device = load_recipe(PRACTICE if practice else DEFAULT), "gpu" if gpu_count() else "cpu"
+        recipe, launch = load_recipe(PRACTICE if practice else DEFAULT), self._choose_launch(None, None, None, 1)
         snapshot = self._freeze(practice, recipe.mix(seed=0))
         directory = self.data_dir / "evaluations" / f"evaluation_{uuid.uuid4().hex[:12]}"
         directory.mkdir(parents=True)
@@ -300,13 +393,13 @@ class Supervisor:
             recipe=recipe,
             base=self.base.as_dict(),
             models_dir=str(self.data_dir / "models"),
-            device=device,
+            device=launch.device,
             snapshot=snapshot,
             candidate=(version, weights_of(version, self.base.name, self.versions)),
             champion=(against, weights_of(against, self.base.name, self.versions)),
         )
         write_json(directory / "comparison.json", request)
-        return self._evaluate_in(directory, device)
+        return self._evaluate_in(directory, launch)
 
     def _refuse_second(self) -> None:
         with self._changed:
@@ -315,17 +408,20 @@ class Supervisor:
             if self._active is not None:
                 raise RunActive(self._active)
 
-    def _evaluate_in(self, directory: Path, device: str) -> dict[str, Any]:
-        handle = Run(directory)
-        child = start_evaluation(directory, device=device, cores=self._cpu_count)
+    def _evaluate_in(self, directory: Path, launch: Launch) -> dict[str, Any]:
+        handle, launcher = Run(directory), launcher_for(launch)
+        job = launcher.start(Work(directory, EVALUATION, launch, self._cpu_count))
         try:
-            while is_alive(child.pid, child.start_time):
+            while launcher.is_alive(job, directory):
                 time.sleep(0.2)
         finally:
-            kill_tree(child.pid, child.start_time, directory)
+            launcher.end(job, directory)
+        settled_by = time.monotonic() + launcher.settle_s
+        while handle.evaluation is None and handle.failure is None and time.monotonic() < settled_by:
+            time.sleep(0.2)
         result = handle.evaluation
         if result is None:
-            raise ChildFailed(reason_of_death(handle, "evaluation"))
+            raise ChildFailed(reason_of_death(handle, EVALUATION))
         return result
 
 

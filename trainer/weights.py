@@ -25,16 +25,24 @@ def save_weights(trainer: Any, directory: Path, base: str) -> None:
     To be called in every process of a run: weights that are spread over several are gathered first.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if not hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config"):
+        _save_adapter(trainer, model, directory, base)
+    else:
         trainer.save_model(str(directory))
         (directory / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.json of the run has it all
-    elif trainer.accelerator.is_main_process:
-        model.save_pretrained(directory, selected_adapters=["default"])
+    if trainer.accelerator.is_main_process:
+        sync_tree(directory)
+
+
+def _save_adapter(trainer: Any, model: Any, directory: Path, base: str) -> None:
+    accelerator = trainer.accelerator
+    sharded = accelerator.distributed_type.value in ("FSDP", "DEEPSPEED")
+    whole = accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # by all processes together
+    if accelerator.is_main_process:
+        model.save_pretrained(directory, selected_adapters=["default"], state_dict=whole)
         (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the version gets a real one
         _make_portable(directory / "adapter_config.json", base)
         _widen(directory / "adapter_model.safetensors")
-    if trainer.accelerator.is_main_process:
-        sync_tree(directory)
 
 
 def write_gguf_form(run: Run, base_dir: Path) -> None:

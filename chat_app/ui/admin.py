@@ -13,6 +13,7 @@ import gradio as gr
 
 from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
+from chat_app.ui.command import CommandSection
 from chat_app.ui.curves import LOG_LINES, LiveCurves
 from chat_app.ui.data import DataSection
 from chat_app.ui.theme import navigation
@@ -69,6 +70,7 @@ class AdminPage:
         self.message = gr.Markdown(elem_id="message-line")
         self.run = gr.HTML(padding=False, elem_id="run")
         self.curves = LiveCurves()
+        CommandSection(self.operations)
         with gr.Row():
             self.promote_newest = gr.Button("Promote", visible=False, elem_id="promote-newest")
         gr.Markdown("### Versions")
