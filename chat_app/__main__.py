@@ -35,6 +35,8 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.UnknownRecipe: 404,
     refusals.BadRecipe: 400,
     refusals.BadRunRequest: 400,
+    refusals.BadSchedule: 422,
+    refusals.NotEnoughMemory: 409,
     refusals.RunActive: 409,
     refusals.RunNotFound: 404,
     refusals.VersionNotFound: 404,
@@ -150,11 +152,13 @@ def create_application(
         await asyncio.to_thread(operations.data.finish_erasures)
         await asyncio.to_thread(room.supervisor.start)
         starting = asyncio.create_task(start())
+        watching = asyncio.create_task(operations.scheduling.watch())
         try:
             yield
         finally:
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            operations.scheduling.stop()
+            await asyncio.gather(starting, watching, return_exceptions=True)
             await asyncio.to_thread(room.supervisor.stop)
             await operations.close()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chat_app import data_cli
+from chat_app import data_cli, scheduling_cli
 from chat_app.cli_tools import Json, connected, refuse, settings, show
 from chat_app.settings import settings_table
 
@@ -35,6 +35,7 @@ FOLLOW_EVERY_S = 1.0
 
 
 app.add_typer(data_cli.app)
+app.add_typer(scheduling_cli.app)
 
 
 def main() -> None:

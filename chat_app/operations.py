@@ -20,6 +20,7 @@ from chat_app.data import DataOperations
 from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
 from chat_app.presets import FILE, Preset, load_presets
+from chat_app.scheduling import Book, Scheduling
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
@@ -83,6 +84,8 @@ class RunHandle(Protocol):
 class Trainer(Protocol):
     """The port to the trainer; `trainer.supervisor.Supervisor` fits it."""
 
+    @property
+    def schedule_book(self) -> Book: ...
     def start_run(
         self,
         *,
@@ -146,8 +149,8 @@ class Status:
 class Operations:
     """The operations of the product.
 
-    `slot` is None where nothing is served (a command on the data directory); `is_due` says from the number of new
-    preferences, the threshold and whether a run is active, whether a retrain starts by itself. `metrics` is what the
+    `slot` is None where nothing is served (a command on the data directory); `is_due` says from the schedule
+    and the situation whether a retrain starts by itself (`scheduling.py`). `metrics` is what the
     parts report to. Raises SettingsError where the presets cannot be used.
     """
 
@@ -157,7 +160,7 @@ class Operations:
         store: FeedbackStore,
         trainer: Trainer,
         slot: ModelSlot | None,
-        is_due: Callable[[int, int, bool], bool],
+        is_due: Callable[[Any, Any], Any],
         *,
         metrics: Metrics | None = None,
     ) -> None:
@@ -177,7 +180,13 @@ class Operations:
         self.data = DataOperations(settings, store, RATER, self._cancel_active)
         self.presets = load_presets(settings.data_dir / FILE)
         self._slot = slot
-        self._is_due = is_due
+        self.scheduling = Scheduling(
+            trainer.schedule_book,
+            is_due,
+            new_preferences=self._new_preferences,
+            active_run=lambda: next((run.run_id for run in self.runs() if run.is_active), None),
+            start=lambda: self.start_run(requested_by="schedule").run_id,
+        )
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
 
@@ -344,8 +353,8 @@ class Operations:
             pair,
             preference.preference_id if preference else None,
             new,
-            self.settings.retrain_every,
-            self._start_if_due(new),
+            self.scheduling.every,
+            self._start_if_due(),
         )
 
     def record_rating(
@@ -370,13 +379,14 @@ class Operations:
         num_processes: int | None = None,
         seed: int | None = None,
         practice_taste: str | None = None,
+        requested_by: str = RATER,
     ) -> RunHandle:
         """Start a retrain, or a practice with `practice_taste`. Raises what the trainer raises, and StoreError."""
         if practice_taste is not None:
             self._store.record_practice(practice.preferences_for(practice_taste))
         return self._trainer.start_run(
             recipe=recipe, max_steps=max_steps, num_processes=num_processes, seed=seed, practice=practice_taste,
-            requested_by=RATER,
+            requested_by=requested_by,
         )  # fmt: skip
 
     def cancel_run(self, run_id: str) -> RunHandle:
@@ -535,7 +545,7 @@ class Operations:
             serving=self._serving(),
             problem=self._problem or (self._slot.problem if self._slot is not None else None),
             new_preferences=self._new_preferences(),
-            retrain_every=self.settings.retrain_every,
+            retrain_every=self.scheduling.every,
             counts=self._store.counts(),
         )
 
@@ -547,14 +557,11 @@ class Operations:
         began = next((body["created_at"] for run in self.runs() if (body := run.as_body())["practice"] is None), None)
         return self._store.picks_since(datetime.fromisoformat(began) if began else None)
 
-    def _start_if_due(self, new_preferences: int) -> str | None:
-        active = any(run.is_active for run in self.runs()[:1])
-        if not self._is_due(new_preferences, self.settings.retrain_every, active):
-            return None
+    def _start_if_due(self) -> str | None:
         try:
-            return self.start_run().run_id
+            return self.scheduling.look()
         except Exception as error:  # noqa: BLE001 - the pick is stored; a retrain that cannot start must not hide that
-            log.warning("A retrain was due and could not start: %s", error)
+            log.warning("A retrain may be due; the schedule could not be asked: %s", error)
             return None
 
 

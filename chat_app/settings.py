@@ -79,6 +79,19 @@ class Settings(BaseModel):
             description="Start a retrain by itself after this many new preferences from picks; 0: only when asked.",
         ),
     ] = 50
+    retrain_cron: Annotated[
+        str | None, Field(description="Start a retrain at these times: five cron fields, such as `0 2 * * *`.")
+    ] = None
+    retrain_at_least: Annotated[
+        int, Field(ge=0, description="New preferences that a time of `ZLOOP_RETRAIN_CRON` needs; else it is skipped.")
+    ] = 1
+    quiet_hours: Annotated[
+        str | None, Field(description="No retrain starts by itself in these hours, such as `08:00-18:00`.")
+    ] = None
+    time_zone: Annotated[
+        str,
+        Field(min_length=1, description="Of the times above, such as `Europe/Berlin`; `local`: this machine's."),
+    ] = "local"
     redact: Annotated[
         bool, Field(description="Hide e-mail addresses, phone numbers and keys on the way into a snapshot.")
     ] = True
@@ -119,6 +132,11 @@ class Settings(BaseModel):
     scripted_delay_s: Annotated[
         float, Field(ge=0, le=10, description="Seconds between two words of the `scripted` engine.")
     ] = 0.0
+
+    @field_validator("retrain_cron", "quiet_hours")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return (value or "").strip() or None
 
     @field_validator("remote_url")
     @classmethod

@@ -5,16 +5,21 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+from tzlocal import get_localzone_name
+
 from chat_app.engines import base_model, served_gguf
 from chat_app.serving.engine import Canary, ServedVersion
-from chat_app.settings import Settings
+from chat_app.settings import Settings, SettingsError
 from feedback_store import snapshots
 from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
+from trainer.errors import BadSchedule
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
+from trainer.schedule import Schedule
+from trainer.schedule_book import ScheduleBook
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
 
@@ -27,6 +32,8 @@ class TrainerRoom:
         self._store = store
         self._base = base_model(settings)
         self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
+
+        self.schedule_book = schedule_book(settings)
 
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
@@ -88,6 +95,21 @@ class TrainerRoom:
             "evaluation": {key: value for key, value in evaluation.items() if key not in ("results", "canaries")},
             "verdict": decide(evaluation, against, version).as_dict(),
         }
+
+
+def schedule_book(settings: Settings) -> ScheduleBook:
+    """The schedule of the settings, and what was changed and decided since. Raises SettingsError."""
+    try:
+        standard = Schedule(
+            cron=settings.retrain_cron,
+            every=settings.retrain_every,
+            at_least=settings.retrain_at_least,
+            quiet=settings.quiet_hours,
+            time_zone=get_localzone_name() if settings.time_zone == "local" else settings.time_zone,
+        )
+        return ScheduleBook(settings.data_dir, standard)
+    except BadSchedule as error:
+        raise SettingsError(f"The schedule (ZLOOP_RETRAIN_…, ZLOOP_QUIET_HOURS, ZLOOP_TIME_ZONE): {error}") from error
 
 
 def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:

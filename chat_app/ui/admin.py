@@ -15,6 +15,7 @@ import pandas as pd
 from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
 from chat_app.ui.data import DataSection
+from chat_app.ui.schedule import ScheduleSection
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
 from feedback_store.practice import TASTES
@@ -106,6 +107,7 @@ class AdminPage:
             "Upload a file instead", file_types=[".jsonl", ".json", ".parquet", ".csv", ".gz"], size="sm"
         )
         self.imported = gr.Markdown(elem_id="imported")
+        ScheduleSection(self.operations.scheduling, self.refusals)
         DataSection(self.operations.data, self.refusals)
         self.timer = gr.Timer(EVERY_S)
 
