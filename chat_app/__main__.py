@@ -27,6 +27,7 @@ from feedback_store.backup import list_backups, verify_backup
 from feedback_store.errors import StoreError
 from feedback_store.store import FeedbackStore
 from trainer import schedule
+from trainer.supervisor import pause_of
 
 if TYPE_CHECKING:
     pass
@@ -131,6 +132,7 @@ def create_application(
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from chat_app.api import create_api
+    from chat_app.lending import EngineLender
     from chat_app.metrics import Metrics
     from chat_app.serving.slot import ModelSlot
     from chat_app.ui.mount import mount_pages
@@ -150,6 +152,10 @@ def create_application(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(operations.data.finish_erasures)
+        room.supervisor.lender = EngineLender(operations)
+        lent = await asyncio.to_thread(room.supervisor.left_paused)
+        if lent is not None:
+            await slot.pause(*pause_of(lent))
         await asyncio.to_thread(room.supervisor.start)
         starting = asyncio.create_task(start())
         watching = asyncio.create_task(operations.scheduling.watch())

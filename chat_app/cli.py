@@ -79,9 +79,17 @@ def train(
     max_steps: Steps = None,
     num_processes: Processes = None,
     seed: Seed = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take, and whether it fits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Retrain from the preferences, evaluate, and say whether it got better. Never promotes by itself."""
+    if dry_run:
+        scheduling_cli.show_preflight(
+            {"recipe": recipe, "max_steps": max_steps, "num_processes": num_processes}, as_json
+        )
+        return
     _start_and_follow({"recipe": recipe, "max_steps": max_steps, "num_processes": num_processes, "seed": seed}, as_json)
 
 

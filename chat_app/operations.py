@@ -100,6 +100,7 @@ class Trainer(Protocol):
     def run(self, run_id: str) -> RunHandle: ...
     def runs(self) -> Sequence[RunHandle]: ...
     def recipes(self) -> Sequence[str]: ...
+    def preflight(self, **request: Any) -> dict[str, Any]: ...
     def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def served(self, version: str) -> ServedVersion: ...
@@ -144,6 +145,7 @@ class Status:
     new_preferences: int
     retrain_every: int
     counts: Counts
+    is_paused: bool = False
 
 
 class Operations:
@@ -189,21 +191,34 @@ class Operations:
         )
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
+        self._starting = asyncio.Lock()
 
     # --- starting and stopping -------------------------------------------------------------------------------------
 
     async def start_serving(self) -> None:
         """Bring up the champion; where it cannot be loaded, the base, with the reason kept for the pages."""
         slot = self.answers.slot
-        champion = self._store.champion()
-        try:
-            await slot.start(self._trainer.served(champion))
-        except Exception as error:  # whatever is wrong with a version, the base can still answer
-            if champion == BASE_VERSION:
-                raise
-            self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
-            await slot.start(self._trainer.served(BASE_VERSION))
-        self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
+        async with self._starting:
+            if slot.is_paused or slot.has_started:  # paused: a run has the memory; `resume_serving` follows it
+                return
+            champion = self._store.champion()
+            try:
+                await slot.start(self._trainer.served(champion))
+            except Exception as error:  # whatever is wrong with a version, the base can still answer
+                if slot.is_paused:
+                    return
+                if champion == BASE_VERSION:
+                    raise
+                self._problem = (
+                    f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
+                )
+                await slot.start(self._trainer.served(BASE_VERSION))
+            self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
+
+    async def resume_serving(self) -> None:
+        """Bring back what was served before its memory was lent; after a restart in between, the champion."""
+        await self.answers.slot.resume()
+        await self.start_serving()
 
     async def drain(self) -> None:
         """Begin no more answers, and let those being written finish, for as long as ZLOOP_SHUTDOWN_S says."""
@@ -389,6 +404,21 @@ class Operations:
             requested_by=requested_by,
         )  # fmt: skip
 
+    def preflight(
+        self,
+        *,
+        recipe: str | None = None,
+        max_steps: int | None = None,
+        num_processes: int | None = None,
+        practice_taste: str | None = None,
+    ) -> dict[str, Any]:
+        """What a run would take, and whether it fits; nothing is started. Raises what `start_run` raises."""
+        if practice_taste is not None:
+            self._store.record_practice(practice.preferences_for(practice_taste))
+        return self._trainer.preflight(
+            recipe=recipe, max_steps=max_steps, num_processes=num_processes, practice=practice_taste
+        )
+
     def cancel_run(self, run_id: str) -> RunHandle:
         """Stop a run."""
         return self._trainer.cancel(run_id)
@@ -547,6 +577,7 @@ class Operations:
             new_preferences=self._new_preferences(),
             retrain_every=self.scheduling.every,
             counts=self._store.counts(),
+            is_paused=self._slot is not None and self._slot.is_paused,
         )
 
     def _serving(self) -> str | None:

@@ -15,6 +15,15 @@ from chat_app.operations import RATER, Operations
 Text = Annotated[str | None, Field(max_length=200)]
 
 
+class PreflightBody(Strict):
+    """As for a run."""
+
+    recipe: str | None = None
+    max_steps: Annotated[int | None, Field(ge=1)] = None
+    num_processes: Annotated[int | None, Field(ge=1)] = None
+    practice: str | None = None
+
+
 class ScheduleBody(Strict):
     """Keys that are left out stay as they are; null: no cron, no quiet hours. `reset` goes back to the settings."""
 
@@ -42,5 +51,16 @@ def scheduling_routes(operations: Operations) -> APIRouter:
             return operations.scheduling.reset()
         changes = {key: getattr(body, key) for key in body.model_fields_set - {"reset"}}
         return operations.scheduling.change(changes, by=RATER) if changes else operations.scheduling.state()
+
+    @router.post("/preflight")
+    def preflight(body: PreflightBody | None = None) -> dict[str, Any]:
+        """What a run would take in time and memory, and why it would be refused; nothing is started."""
+        body = body or PreflightBody()
+        return operations.preflight(
+            recipe=body.recipe,
+            max_steps=body.max_steps,
+            num_processes=body.num_processes,
+            practice_taste=body.practice,
+        )
 
     return router

@@ -1,4 +1,7 @@
-"""The command of the schedule. Where it sits: beside `cli.py`, which takes it in; one request to the API."""
+"""The command of the schedule, and the dry run of `zloop train`.
+
+Where it sits: beside `cli.py`, which takes it in; each is one request to the API.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -38,6 +41,21 @@ def schedule(
     with connected(as_json) as client:
         result = client.request("PUT", "/v1/schedule", changes) if changes else client.request("GET", "/v1/schedule")
     show(result, as_json, "\n".join(_lines(result)))
+
+
+def show_preflight(request: Mapping[str, Any], as_json: bool) -> None:
+    """What a run would take; exit code 1 where it would be refused."""
+    with connected(as_json) as client:
+        body = {key: value for key, value in request.items() if value is not None}
+        result = client.request("POST", "/v1/preflight", body)
+    if result["refusal"]:
+        refuse(result["refusal"], as_json, result)
+    lines = [result["sentence"]]
+    if result["estimate"]:
+        lines.append(f"  {result['pairs']} pairs in {result['steps']} steps. {result['estimate']['basis']}")
+    if result["warning"]:
+        lines.append(f"  {result['warning']}")
+    show(result, as_json, "\n".join(lines))
 
 
 def _lines(state: Mapping[str, Any]) -> list[str]:

@@ -92,6 +92,12 @@ class Settings(BaseModel):
         str,
         Field(min_length=1, description="Of the times above, such as `Europe/Berlin`; `local`: this machine's."),
     ] = "local"
+    device_policy: Annotated[
+        Literal["auto", "share", "pause", "refuse"],
+        Field(
+            description="Where a run may not fit beside the served model: `share`, `pause` chat, or `refuse` the run."
+        ),
+    ] = "auto"
     redact: Annotated[
         bool, Field(description="Hide e-mail addresses, phone numbers and keys on the way into a snapshot.")
     ] = True

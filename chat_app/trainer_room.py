@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tzlocal import get_localzone_name
 
 from chat_app.engines import base_model, served_gguf
 from chat_app.serving.engine import Canary, ServedVersion
+from chat_app.serving.memory import available_bytes, total_bytes
 from chat_app.settings import Settings, SettingsError
 from feedback_store import snapshots
 from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
@@ -16,7 +19,9 @@ from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer.errors import BadSchedule
+from trainer.preflight import Policy
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
+from trainer.room import Room, machine_room
 from trainer.runs import Run
 from trainer.schedule import Schedule
 from trainer.schedule_book import ScheduleBook
@@ -31,12 +36,25 @@ class TrainerRoom:
         self._settings = settings
         self._store = store
         self._base = base_model(settings)
-        self.supervisor = Supervisor(settings.data_dir, self._base, partial(freeze, settings, store), store.champion)
+        self.supervisor = Supervisor(
+            settings.data_dir,
+            self._base,
+            partial(freeze, settings, store),
+            store.champion,
+            policy=Policy(settings.device_policy),
+            room=room_of,
+        )
 
         self.schedule_book = schedule_book(settings)
 
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
+
+    def preflight(self, **request: Any) -> dict[str, Any]:
+        """What a run would take; its snapshot is made in a place that is gone afterwards."""
+        with TemporaryDirectory(prefix="zloop-preflight-") as directory:
+            frozen = partial(freeze, self._settings, self._store, directory=Path(directory))
+            return self.supervisor.preflight(frozen, **request)
 
     def cancel(self, run_id: str) -> Run:
         return self.supervisor.cancel(run_id)
@@ -112,12 +130,19 @@ def schedule_book(settings: Settings) -> ScheduleBook:
         raise SettingsError(f"The schedule (ZLOOP_RETRAIN_…, ZLOOP_QUIET_HOURS, ZLOOP_TIME_ZONE): {error}") from error
 
 
-def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
+def room_of(device: str) -> Room | None:
+    """Free and total memory, as the engines count it: within the limits of a container."""
+    return Room(available_bytes(), total_bytes()) if device == "cpu" else machine_room(device)
+
+
+def freeze(
+    settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix, *, directory: Path | None = None
+) -> snapshots.Snapshot:
     """Freeze the present preferences, real ones as the mix says, or those of a practice taste."""
     with store.freezing:
         return snapshots.freeze(
             store.training_rows(practice_taste),
-            settings.data_dir / "snapshots",
+            directory or settings.data_dir / "snapshots",
             practice_taste,
             mix,
             evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),

@@ -1,4 +1,4 @@
-"""When a cycle is due: by number, by the clock, not in quiet hours, not twice; clocks that change; what is no schedule."""
+"""When a cycle is due: by number, by the clock, not in quiet hours, not twice; clocks that change."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

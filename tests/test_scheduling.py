@@ -1,7 +1,8 @@
-"""The schedule as buttons, commands and routes share it, and the watch that starts runs, on the real store and trainer."""
+"""The schedule as buttons, commands and routes share it, and the watch that starts runs."""
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,11 @@ def pick(store: FeedbackStore, number: int) -> str:
     pair = Pair(new_id("pair"), prompt, candidate("one"), candidate("two"), None, "local", now())
     store.record_pair(pair)
     return pair.pair_id
+
+
+def wait_for_a_run(operations: Operations) -> None:
+    while not operations.runs():
+        time.sleep(0.02)
 
 
 def at(operations: Operations, moment: datetime) -> None:
@@ -91,8 +97,7 @@ def test_the_watch_starts_what_is_due_and_ends_at_once(tmp_path: Path) -> None:
 
         async def watched() -> None:
             watching = asyncio.create_task(operations.scheduling.watch())
-            while not operations.runs():
-                await asyncio.sleep(0.02)
+            await asyncio.to_thread(wait_for_a_run, operations)
             operations.scheduling.stop()
             await asyncio.wait_for(watching, 5)
 

@@ -56,7 +56,9 @@ class Surroundings:
     cores: int | None = None
 
 
-def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) -> Run:
+def plan_run(
+    plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path, preflight: dict[str, Any] | None = None
+) -> Run:
     """Make the run directory, state `queued`."""
     now = datetime.now(UTC)
     config = RunConfig(
@@ -80,6 +82,7 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path) ->
         },
         device=plan.device,
         requested_by=plan.requested_by,
+        preflight=preflight,
     )
     return Run.create(data_dir / "runs", config)
 

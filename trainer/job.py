@@ -28,6 +28,7 @@ from trainer.methods import dpo
 from trainer.progress import Progress, watch
 from trainer.recipe import from_mapping
 from trainer.runs import Run, RunConfig
+from trainer.usage import Usage
 
 
 def train(run: Run) -> None:
@@ -58,10 +59,14 @@ def train(run: Run) -> None:
         arguments=dpo.arguments(run, recipe, total_steps),
     )
     trainer.add_callback(watch(recipe, len(preferences), progress))
-    trainer.train()
+    usage = Usage()
+    with usage.training():
+        trainer.train()
     _check_all_seen(trainer, total_steps)
+    facts: dict[str, Any] = {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped}
+    facts["measured"] = usage.measured(trainer.accelerator)
     if process.is_main_process:
-        _save(trainer, run, base_dir, {"steps": total_steps, "pairs": len(preferences), "dropped_over_long": dropped})
+        _save(trainer, run, base_dir, facts)
     trainer.end()
 
 

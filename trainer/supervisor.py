@@ -13,8 +13,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from feedback_store.durable import write_json
 from feedback_store.errors import StoreError
@@ -22,10 +24,12 @@ from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
-from trainer.cycle import Plan, Surroundings, adapter_of, comparison, plan_run, reason_of_death, run_cycle
-from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
+from trainer.cycle import POLL_S, Plan, Surroundings, adapter_of, comparison, plan_run, reason_of_death, run_cycle
+from trainer.errors import BadRunRequest, ChildFailed, NotEnoughMemory, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
+from trainer.preflight import Policy, Preflight, minutes, preflight
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe
+from trainer.room import RoomOf, machine_room
 from trainer.runs import Run, RunState, list_runs
 from trainer.versions import Versions
 
@@ -41,11 +45,22 @@ class _Cancelled(BaseException):
     """Someone cancelled the run."""
 
 
+class Lender(Protocol):
+    """Who serves a model, and can end it to lend its memory to a run (see `preflight.Policy`)."""
+
+    def pause(self, why: str, back_in_s: float) -> Future[None]:
+        """Begin to end the served model; done once its memory is free."""
+
+    def resume(self) -> None:
+        """Begin to serve it again."""
+
+
 class Supervisor:
     """Starts, watches, cancels and lists runs. Thread-safe.
 
     `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
-    `cpu_count`: cores to plan with, by default those this process may use.
+    `cpu_count`: cores to plan with, by default those this process may use. `policy`, `room`: what `preflight.py` asks.
+    `lender`: set before `start` where a model is served beside.
     """
 
     def __init__(
@@ -55,7 +70,13 @@ class Supervisor:
         freeze: Callable[[str | None, Mix], Snapshot],
         champion: Callable[[], str],
         cpu_count: int | None = None,
+        *,
+        policy: Policy = Policy.SHARE,
+        room: RoomOf = machine_room,
     ) -> None:
+        self.lender: Lender | None = None
+        self._policy = policy
+        self._room = room
         self.data_dir = data_dir.absolute()
         self.base = base
         self.versions = Versions(self.data_dir / "versions")
@@ -115,6 +136,7 @@ class Supervisor:
     def _act(self, run: Run) -> None:
         """Bring one run to its end, whatever happens."""
         try:
+            self._borrow(run)
             run_cycle(run, Surroundings(self.versions, self._champion, self._wait, self._cpu_count))
         except _Cancelled:
             self._end_processes(run)
@@ -123,6 +145,19 @@ class Supervisor:
             self._fail(run, str(error))
         except Exception as error:  # noqa: BLE001 - an edge: our own bug must end one run, not the loop with a ghost
             self._fail(run, f"An error inside Zephyr Loop: {type(error).__name__}: {error}. Please report it.")
+        self._give_back(run)  # a server that stops keeps it lent: the next one adopts the run
+
+    def _borrow(self, run: Run) -> None:
+        """Have the served model ended where the run needs its memory; returns once that is free."""
+        if self.lender is not None and borrows(run):
+            ending = self.lender.pause(*pause_of(run))
+            while not ending.done():
+                self._wait(POLL_S)
+            ending.result()
+
+    def _give_back(self, run: Run) -> None:
+        if self.lender is not None and borrows(run):
+            self.lender.resume()
 
     def _wait(self, seconds: float) -> None:
         """Sleep, but wake at once to stop or to cancel."""
@@ -162,23 +197,71 @@ class Supervisor:
         with self._starting:
             self._refuse_second()
             check_training_available()
-            gpus = gpu_count()
-            plan = Plan(
-                recipe=load_recipe(recipe or (PRACTICE if practice else DEFAULT)),
-                max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
-                num_processes=_checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES) or max(1, gpus),
-                seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
-                practice=practice,
-                device="gpu" if gpus else "cpu",
-                requested_by=requested_by,
-            )
-            plan.recipe.per_process_batch(plan.num_processes)
+            plan = self._plan(recipe, max_steps, num_processes, seed, practice, requested_by)
             snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
-            run = plan_run(plan, snapshot, self.base, self.data_dir)
+            expected = self._preflight(plan, snapshot)
+            if expected.refusal:
+                raise NotEnoughMemory(expected.refusal)
+            run = plan_run(plan, snapshot, self.base, self.data_dir, expected.as_dict())
             with self._changed:
                 self._active = run
                 self._changed.notify_all()
             return run
+
+    def preflight(  # noqa: PLR0917 - the same as those of `start_run`
+        self,
+        freeze: Callable[[str | None, Mix], Snapshot],
+        recipe: str | None = None,
+        max_steps: int | None = None,
+        num_processes: int | None = None,
+        seed: int | None = None,
+        practice: str | None = None,
+    ) -> dict[str, Any]:
+        """What `start_run` would make, without starting it: memory, time, policy, and why it would be refused.
+
+        `freeze` makes a snapshot that need not stay. Raises what `start_run` raises, but RunActive and NotEnoughMemory.
+        """
+        plan = self._plan(recipe, max_steps, num_processes, seed, practice, requested_by="")
+        return self._preflight(plan, freeze(practice, plan.recipe.mix(plan.seed))).as_dict()
+
+    def left_paused(self) -> Run | None:
+        """The run of an earlier server that goes on with the memory of the served model, if there is one."""
+        return next((run for run in self.runs() if run.is_active and borrows(run)), None)
+
+    def _plan(  # noqa: PLR0917 - the same as those of `start_run`
+        self,
+        recipe: str | None,
+        max_steps: int | None,
+        num_processes: int | None,
+        seed: int | None,
+        practice: str | None,
+        requested_by: str,
+    ) -> Plan:
+        gpus = gpu_count()
+        plan = Plan(
+            recipe=load_recipe(recipe or (PRACTICE if practice else DEFAULT)),
+            max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
+            num_processes=_checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES) or max(1, gpus),
+            seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
+            practice=practice,
+            device="gpu" if gpus else "cpu",
+            requested_by=requested_by,
+        )
+        plan.recipe.per_process_batch(plan.num_processes)
+        return plan
+
+    def _preflight(self, plan: Plan, snapshot: Snapshot) -> Preflight:
+        return preflight(
+            plan,
+            snapshot,
+            self.base,
+            self.data_dir / "models",
+            runs=self.runs(),
+            room=self._room(plan.device),
+            policy=self._policy,
+            is_serving=self.lender is not None,
+            cores=self._cpu_count,
+        )
 
     def cancel(self, run_id: str) -> Run:
         """Ask for a run to end; its processes are gone and its state is `cancelled` within about 15 s.
@@ -259,6 +342,20 @@ class Supervisor:
         if result is None:
             raise ChildFailed(reason_of_death(handle, "evaluation"))
         return result
+
+
+def borrows(run: Run) -> bool:
+    """Whether a run needs the memory of the served model."""
+    return (run.config.preflight or {}).get("policy") == Policy.PAUSE
+
+
+def pause_of(run: Run) -> tuple[str, float]:
+    """What people read meanwhile, and in how many seconds it should be over."""
+    estimate = (run.config.preflight or {}).get("estimate")
+    began = datetime.fromisoformat(run.config.created_at).timestamp()
+    left_s = max(0.0, began + estimate["total_s"] - time.time()) if estimate else 0.0
+    when = f", in about {minutes(left_s)}" if left_s > 0 else " soon"
+    return f"The model is learning ({run.run_id}) and needs the memory: chat comes back by itself{when}.", left_s
 
 
 def _checked(name: str, value: int | None, low: int, high: int) -> int | None:

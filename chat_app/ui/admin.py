@@ -15,6 +15,7 @@ import pandas as pd
 from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
 from chat_app.ui.data import DataSection
+from chat_app.ui.preflight import PreflightLine, preflight_line
 from chat_app.ui.schedule import ScheduleSection
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
@@ -60,6 +61,7 @@ class AdminPage:
                 with gr.Row():
                     self.start = gr.Button("Start retrain", variant="primary", elem_id="start-retrain")
                     self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel-run")
+                self.preflight = PreflightLine(self.operations, self.refusals, self.recipe, self.steps, self.processes)
             with gr.Column(min_width=320):
                 gr.Markdown("### Practice: teach it a taste")
                 self.taste = gr.Radio(
@@ -118,6 +120,7 @@ class AdminPage:
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(self.look, None, view, **quiet)
+        self.preflight.show_on(page)
         self.timer.tick(self.look_again, [self.seen], view, **quiet)
         self.start.click(
             self.start_retrain, [self.recipe, self.steps, self.processes], [self.message, *view], trigger_mode="once",
@@ -327,6 +330,7 @@ def run_card(body: Mapping[str, Any]) -> str:
             f'<div class="zl-bar" role="progressbar" aria-valuenow="{done:.0f}">'
             f'<i class="done" style="width:{done:.0f}%"></i></div>'
         )
+    head += preflight_line(body)
     if body["error"]:
         head += f'<div class="zl-log">{escape(body["error"])}</div>'
     if body["verdict"]:
