@@ -80,7 +80,7 @@ def train(
     num_processes: Processes = None,
     seed: Seed = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what it would take, and whether it fits.")
+        bool, typer.Option("--dry-run", help="Only say what it would take and whether it fits.")
     ] = False,
     as_json: Json = False,
 ) -> None:

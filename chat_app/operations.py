@@ -21,7 +21,7 @@ from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
 from chat_app.presets import FILE, Preset, load_presets
 from chat_app.scheduling import Book, Scheduling
-from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
+from chat_app.serving.engine import EngineBusy, NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
@@ -204,9 +204,9 @@ class Operations:
             champion = self._store.champion()
             try:
                 await slot.start(self._trainer.served(champion))
+            except EngineBusy:  # paused a moment ago
+                return
             except Exception as error:  # whatever is wrong with a version, the base can still answer
-                if slot.is_paused:
-                    return
                 if champion == BASE_VERSION:
                     raise
                 self._problem = (

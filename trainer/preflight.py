@@ -188,24 +188,33 @@ def work_of(plan: Plan, snapshot: Snapshot) -> Work:
 
 def _lengths(path: Path, max_length: int) -> tuple[list[int], list[tuple[int, ...]]]:
     """Of each row: tokens of the prompt, and of each answer, cut as the training cuts them."""
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path).combine_chunks()
-    prompts = [0] * table.num_rows
-    messages = table["prompt"]
-    parents = pc.list_parent_indices(messages).to_pylist()
-    for row, characters in zip(
-        parents, pc.utf8_length(pc.struct_field(pc.list_flatten(messages), "content")).to_pylist(), strict=True
-    ):
-        prompts[row] += characters
-    prompts = [min(max_length, round(number / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS) for number in prompts]
-    columns = [pc.utf8_length(table[name]).to_pylist() for name in ANSWERS if name in table.column_names]
+    table = pq.read_table(path)
+    prompts = [
+        min(max_length, round(number / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS)
+        for number in _characters(table["prompt"])
+    ]
+    columns = [_characters(table[name]) for name in ANSWERS if name in table.column_names]
     answers = [
         tuple(min(max_length - prompt, round(number / CHARACTERS_PER_TOKEN) + 1) for number in row)
         for prompt, *row in zip(prompts, *columns, strict=True)
     ]
     return prompts, answers
+
+
+def _characters(column: Any) -> list[int]:
+    """Of each row, whose value is a text or a list of messages."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_list(column.type):
+        return [number or 0 for number in pc.utf8_length(column).to_pylist()]
+    each = pc.utf8_length(pc.struct_field(pc.list_flatten(column), "content")).to_pylist()
+    found = [0] * len(column)
+    for row, number in zip(pc.list_parent_indices(column).to_pylist(), each, strict=True):
+        found[row] += number
+    return found
 
 
 def past_of(run: Run, kind: str) -> Past | None:

@@ -1,7 +1,7 @@
 """Beside the Start button: what a run would take; on the card of a run: what it took.
 
-Where it sits: components and wiring only. It is asked for when the page opens and when what is chosen changes, not every
-second: counting the preferences takes a moment where there are many.
+Where it sits: components and wiring only. It is asked for when the page opens and when another choice is made, not
+every second: counting the preferences takes a moment where there are many.
 """
 
 from collections.abc import Mapping
