@@ -154,9 +154,11 @@ def test_weekdays_are_those_of_cron() -> None:
 def test_the_outlook_says_what_comes() -> None:
     both = Schedule(cron="0 2 * * *", every=50, at_least=20, quiet="08:00-18:00")
     assert outlook(both, MONDAY, 14) == (
-        "The next run starts at Tue 24 Nov 02:00 (UTC), if there are at least 20 new preferences, "
+        "The next run starts at Tue 24 Nov 02:00 (UTC) if at least 20 new preferences have come in, "
         "or after 36 more new preferences. Not between 08:00 and 18:00 (UTC)."
     )
+    assert "02:00 (UTC) if something new has come in." in outlook(Schedule(cron="0 2 * * *"), MONDAY, 0)
+    assert outlook(Schedule(cron="0 2 * * *", at_least=0), MONDAY, 0).endswith("02:00 (UTC).")
     assert outlook(Schedule(), MONDAY, 14) == "Runs start only when somebody asks."
     assert "lies in the quiet hours" in outlook(Schedule(cron="0 12 * * *", quiet="08:00-18:00"), MONDAY, 0)
     assert next_start(Schedule(cron="0 12,20 * * *", quiet="08:00-18:00"), MONDAY) == MONDAY + timedelta(hours=8)

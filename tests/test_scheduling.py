@@ -159,7 +159,7 @@ def test_the_command_shows_and_changes_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert changed.exit_code == 0, changed.output
     body = json.loads(changed.stdout)
     assert (body["cron"], body["at_least"], body["quiet"], body["every"]) == ("0 2 * * *", 20, "08:00-18:00", 50)
-    assert "02:00 (UTC), if there are at least 20 new preferences" in zloop().stdout
+    assert "02:00 (UTC) if at least 20 new preferences have come in" in zloop().stdout
     assert json.loads(zloop("--quiet", "", "--json").stdout)["quiet"] is None
     refused = zloop("--cron", "often")
     assert refused.exit_code == 1

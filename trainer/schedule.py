@@ -192,8 +192,8 @@ def outlook(schedule: Schedule, now: datetime, new_preferences: int) -> str:
     ways = []
     following = next_start(schedule, now)
     if following is not None:
-        needs = f", if there are at least {schedule.at_least} new preferences" if schedule.at_least else ""
-        ways.append(f"at {_said(following)}{needs}")
+        needed = "something new has" if schedule.at_least == 1 else f"at least {schedule.at_least} new preferences have"
+        ways.append(f"at {_said(following)}{f' if {needed} come in' if schedule.at_least else ''}")
     elif schedule.cron is not None:
         ways.append("never by the clock: every time of the cron expression lies in the quiet hours")
     if schedule.every:

@@ -120,7 +120,7 @@ class AdminPage:
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(self.look, None, view, **quiet)
-        self.preflight.show_on(page)
+        self.preflight.show_on(page, self.imported, self.versions)
         self.timer.tick(self.look_again, [self.seen], view, **quiet)
         self.start.click(
             self.start_retrain, [self.recipe, self.steps, self.processes], [self.message, *view], trigger_mode="once",

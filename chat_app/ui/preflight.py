@@ -30,11 +30,11 @@ class PreflightLine:
         self.chosen = [recipe, steps, processes]
         self.line = gr.HTML(padding=False, elem_id="preflight")
 
-    def show_on(self, page: gr.Blocks) -> None:
-        """Fill it when the page opens, and again when something else is chosen."""
+    def show_on(self, page: gr.Blocks, *news: Any) -> None:
+        """Fill it when the page opens, when another choice is made, and when one of the components `news` changes."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
         page.load(self.look, self.chosen, self.line, **quiet)
-        for component in self.chosen:
+        for component in (*self.chosen, *news):
             component.change(self.look, self.chosen, self.line, **quiet)
 
     def look(self, recipe: str, steps: float | None, processes: float | None) -> str:

@@ -35,11 +35,11 @@ class ScheduleSection:
                     min_width=160, elem_id="schedule-cron",
                 )  # fmt: skip
                 self.at_least = gr.Number(
-                    1, label="New preferences a time needs", info="With fewer it is skipped.", precision=0, minimum=0,
+                    1, label="Fewest new preferences", info="With fewer, a time is skipped.", precision=0, minimum=0,
                     min_width=160, elem_id="schedule-at-least",
                 )  # fmt: skip
                 self.every = gr.Number(
-                    0, label="Start after new preferences", info="0: not by number.", precision=0, minimum=0,
+                    0, label="Start after this many new", info="0: not by number.", precision=0, minimum=0,
                     min_width=160, elem_id="schedule-every",
                 )  # fmt: skip
             with gr.Row():
