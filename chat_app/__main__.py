@@ -152,7 +152,8 @@ def create_application(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(operations.data.finish_erasures)
-        room.supervisor.lender = EngineLender(operations)
+        if settings.engine != "remote":  # another's model server is not ours to end
+            room.supervisor.lender = EngineLender(operations)
         lent = await asyncio.to_thread(room.supervisor.left_paused)
         if lent is not None:
             await slot.pause(*pause_of(lent))

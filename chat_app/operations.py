@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -21,8 +22,8 @@ from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
 from chat_app.presets import FILE, Preset, load_presets
 from chat_app.scheduling import Book, Scheduling
-from chat_app.serving.engine import EngineBusy, NoRoom, Sampling, ServedVersion
-from chat_app.serving.slot import ModelSlot
+from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
+from chat_app.serving.slot import ModelSlot, SlotPaused
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
 from feedback_store import practice
@@ -201,19 +202,21 @@ class Operations:
         async with self._starting:
             if slot.is_paused or slot.has_started:  # paused: a run has the memory; `resume_serving` follows it
                 return
-            champion = self._store.champion()
-            try:
-                await slot.start(self._trainer.served(champion))
-            except EngineBusy:  # paused a moment ago
-                return
-            except Exception as error:  # whatever is wrong with a version, the base can still answer
-                if champion == BASE_VERSION:
-                    raise
-                self._problem = (
-                    f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
-                )
-                await slot.start(self._trainer.served(BASE_VERSION))
-            self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
+            with suppress(SlotPaused):  # a moment ago
+                await self._start_champion(slot)
+                self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
+
+    async def _start_champion(self, slot: ModelSlot) -> None:
+        champion = self._store.champion()
+        try:
+            await slot.start(self._trainer.served(champion))
+        except SlotPaused:
+            raise
+        except Exception as error:  # whatever is wrong with a version, the base can still answer
+            if champion == BASE_VERSION:
+                raise
+            self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
+            await slot.start(self._trainer.served(BASE_VERSION))
 
     async def resume_serving(self) -> None:
         """Bring back what was served before its memory was lent; after a restart in between, the champion."""

@@ -226,7 +226,8 @@ class Supervisor:
 
     def left_paused(self) -> Run | None:
         """The run of an earlier server that goes on with the memory of the served model, if there is one."""
-        return next((run for run in self.runs() if run.is_active and borrows(run)), None)
+        going_on = next((run for run in self.runs() if run.is_active), None)
+        return going_on if going_on is not None and borrows(going_on) else None
 
     def _plan(  # noqa: PLR0917 - the same as those of `start_run`
         self,

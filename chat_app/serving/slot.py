@@ -76,6 +76,10 @@ class _Holder:
             self.idle.set()
 
 
+class SlotPaused(EngineBusy):
+    """Nothing is served for a while: the memory is lent to a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Pause:
     """Why nothing is served for a while, and when it should be over by the slot's clock."""
@@ -219,7 +223,7 @@ class ModelSlot:
     async def pause(self, why: str, back_in_s: float) -> None:
         """End every engine, once its streams have ended: its memory is needed. Nothing starts until `resume`.
 
-        Who asks meanwhile gets EngineBusy with `why`; `back_in_s` is when to come back. Before `start` it keeps the
+        Who asks meanwhile gets SlotPaused with `why`; `back_in_s` is when to come back. Before `start` it keeps the
         slot empty; pausing twice only changes the words.
         """
         await self._unstoppable(self._pause(_Pause(why, self._clock() + back_in_s)))
@@ -274,7 +278,7 @@ class ModelSlot:
     def _refuse_while_paused(self) -> None:
         if self._paused is not None:
             left_s = self._paused.until_s - self._clock()
-            raise EngineBusy(self._paused.why, min(PAUSE_RETRY_S[1], max(PAUSE_RETRY_S[0], left_s)))
+            raise SlotPaused(self._paused.why, min(PAUSE_RETRY_S[1], max(PAUSE_RETRY_S[0], left_s)))
 
     async def _wait_in_the_queue(self, switching_to: str) -> None:
         if self._queued >= QUEUE_LIMIT:
