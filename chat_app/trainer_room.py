@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tzlocal import get_localzone_name
@@ -51,10 +49,8 @@ class TrainerRoom:
         return self.supervisor.start_run(**request)
 
     def preflight(self, **request: Any) -> dict[str, Any]:
-        """What a run would take; its snapshot is made in a place that is gone afterwards."""
-        with TemporaryDirectory(prefix="zloop-preflight-") as directory:
-            frozen = partial(freeze, self._settings, self._store, directory=Path(directory))
-            return self.supervisor.preflight(frozen, **request)
+        """What a run would take; nothing is started or written."""
+        return self.supervisor.preflight(partial(preview, self._settings, self._store), **request)
 
     def cancel(self, run_id: str) -> Run:
         return self.supervisor.cancel(run_id)
@@ -135,16 +131,23 @@ def room_of(device: str) -> Room | None:
     return Room(available_bytes(), total_bytes()) if device == "cpu" else machine_room(device)
 
 
-def freeze(
-    settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix, *, directory: Path | None = None
-) -> snapshots.Snapshot:
+def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
     """Freeze the present preferences, real ones as the mix says, or those of a practice taste."""
     with store.freezing:
         return snapshots.freeze(
             store.training_rows(practice_taste),
-            directory or settings.data_dir / "snapshots",
+            settings.data_dir / "snapshots",
             practice_taste,
             mix,
             evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),
             redact=settings.redact,
         )
+
+
+def preview(
+    settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix
+) -> Mapping[str, Any]:  # fmt: skip
+    """The rows that `freeze` would write; what is private is not hidden in them, only their lengths are looked at."""
+    prompts = load_evaluation_prompts(settings.data_dir / FOLDER)
+    rows = store.training_rows(practice_taste)
+    return snapshots.preview(rows, practice_taste, mix, evaluation_prompts=prompts, redact=False)

@@ -14,7 +14,7 @@ from feedback_store.snapshots import Snapshot, freeze
 from trainer.base_model import BaseModel
 from trainer.cycle import Plan, plan_run
 from trainer.errors import NotEnoughMemory
-from trainer.preflight import Policy, Preflight, choose_policy, minutes, preflight, shape_of
+from trainer.preflight import Policy, Preflight, choose_policy, minutes, parts_of, preflight, shape_of
 from trainer.recipe import load_recipe
 from trainer.room import Room
 from trainer.runs import Run, RunState
@@ -40,7 +40,7 @@ def snapshot(tmp_path: Path) -> Snapshot:
 def checked(snapshot: Snapshot, tmp_path: Path, asked: Plan | None = None, **changes: Any) -> Preflight:
     values = {"runs": [], "room": ROOMY, "policy": Policy.AUTO, "is_serving": True, "cores": 2}
     return preflight(
-        asked or plan(), snapshot, tiny_model.shared_tiny(), tmp_path / "models", **{**values, **changes}
+        asked or plan(), parts_of(snapshot), tiny_model.shared_tiny(), tmp_path / "models", **{**values, **changes}
     )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_who_gives_way(
 def test_a_model_that_is_not_here_yet_is_no_obstacle(snapshot: Snapshot, tmp_path: Path) -> None:
     far = BaseModel("far", hub_id="someone/far")
     found = preflight(
-        plan(), snapshot, far, tmp_path, runs=[], room=ROOMY, policy=Policy.PAUSE, is_serving=True, cores=2
+        plan(), parts_of(snapshot), far, tmp_path, runs=[], room=ROOMY, policy=Policy.PAUSE, is_serving=True, cores=2
     )
     assert (found.estimate, found.refusal, found.policy) == (None, None, Policy.PAUSE)
     assert "before the model is downloaded" in found.sentence
@@ -203,7 +203,7 @@ def test_the_supervisor_refuses_before_anything_is_made(snapshot: Snapshot, tmp_
     with pytest.raises(NotEnoughMemory, match="This run needs about"):
         supervisor.start_run()
     assert supervisor.runs() == []
-    assert supervisor.preflight(lambda *_: snapshot)["refusal"] is not None
+    assert supervisor.preflight(lambda *_: parts_of(snapshot))["refusal"] is not None
     assert asked == ["cpu", "cpu"]
 
 

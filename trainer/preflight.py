@@ -15,7 +15,7 @@ what a run does with the memory that the served model holds:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -24,6 +24,7 @@ from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedback_store.preferences import HELD_OUT, TRAIN
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
 from trainer.estimate import Estimate, Past, Setting, Shape, Work, estimate_run
@@ -90,7 +91,7 @@ class Preflight:
 
 def preflight(
     plan: Plan,
-    snapshot: Snapshot,
+    parts: Mapping[str, Any],
     base: BaseModel,
     models_dir: Path,
     *,
@@ -100,14 +101,17 @@ def preflight(
     is_serving: bool,
     cores: int | None = None,
 ) -> Preflight:
-    """`runs`: earlier ones, newest first; `is_serving`: whether a served model could be paused."""
+    """`parts`: the rows to train on and those held out, as tables (`snapshots.preview`, `parts_of`).
+
+    `runs`: earlier ones, newest first. `is_serving`: whether a served model could be paused.
+    """
     setting = _setting(plan, cores or available_cores())
     kind = f"{setting.method} {setting.tuning} {base.name} {setting.device}×{plan.num_processes} {setting.value_bytes}"
     shape = shape_of(base, models_dir)
     if shape is None:
         paused = policy is Policy.PAUSE and is_serving
         return Preflight(kind, None, None, room, Policy.PAUSE if paused else Policy.SHARE, None, None)
-    work = work_of(plan, snapshot)
+    work = work_of(plan, parts)
     estimate = estimate_run(shape, work, setting, [past for run in runs if (past := past_of(run, kind)) is not None])
     chosen = choose_policy(policy, estimate, room, is_serving=is_serving, device=setting.device)
     warning, refusal = _judged(estimate, room, policy, chosen, is_serving=is_serving)
@@ -172,25 +176,29 @@ def _shape_of_gguf(path: Path, _changed_ns: int) -> Shape | None:
         return None
 
 
-def work_of(plan: Plan, snapshot: Snapshot) -> Work:
+def parts_of(snapshot: Snapshot) -> Mapping[str, Any]:
+    """The rows of a frozen snapshot, as `preflight` takes them."""
+    import pyarrow.parquet as pq
+
+    return {TRAIN: pq.read_table(snapshot.train_path), HELD_OUT: pq.read_table(snapshot.held_out_path)}
+
+
+def work_of(plan: Plan, parts: Mapping[str, Any]) -> Work:
     """How much there is to go through, by the lengths of the texts."""
-    recipe = plan.recipe
-    steps = recipe.total_steps(snapshot.train_rows, plan.max_steps)
-    pairs = min(steps * recipe.batch_size, recipe.epochs * snapshot.train_rows)
-    prompts, answers = _lengths(snapshot.train_path, recipe.max_length)
-    held_out_pairs = min(recipe.held_out_pairs, snapshot.held_out_rows)
+    recipe, rows = plan.recipe, parts[TRAIN].num_rows
+    steps = recipe.total_steps(rows, plan.max_steps)
+    pairs = min(steps * recipe.batch_size, recipe.epochs * rows)
+    prompts, answers = _lengths(parts[TRAIN], recipe.max_length)
+    held_out_pairs = min(recipe.held_out_pairs, parts[HELD_OUT].num_rows)
     tokens = sum(prompts) + sum(sum(row) for row in answers)
-    rows = zip(prompts, answers, strict=True)
-    longest = max((sum(min(recipe.max_length, prompt + one) for one in row) for prompt, row in rows), default=0)
+    together = zip(prompts, answers, strict=True)
+    longest = max((sum(min(recipe.max_length, prompt + one) for one in row) for prompt, row in together), default=0)
     each = tokens / max(1, len(prompts))
     return Work(steps, pairs, round(each * pairs), longest, held_out_pairs, round(each * held_out_pairs))
 
 
-def _lengths(path: Path, max_length: int) -> tuple[list[int], list[tuple[int, ...]]]:
+def _lengths(table: Any, max_length: int) -> tuple[list[int], list[tuple[int, ...]]]:
     """Of each row: tokens of the prompt, and of each answer, cut as the training cuts them."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
     prompts = [
         min(max_length, round(number / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS)
         for number in _characters(table["prompt"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from trainer.base_model import BaseModel
 from trainer.cycle import POLL_S, Plan, Surroundings, adapter_of, comparison, plan_run, reason_of_death, run_cycle
 from trainer.errors import BadRunRequest, ChildFailed, NotEnoughMemory, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
-from trainer.preflight import Policy, Preflight, minutes, preflight
+from trainer.preflight import Policy, Preflight, minutes, parts_of, preflight
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe
 from trainer.room import RoomOf, machine_room
 from trainer.runs import Run, RunState, list_runs
@@ -199,7 +199,7 @@ class Supervisor:
             check_training_available()
             plan = self._plan(recipe, max_steps, num_processes, seed, practice, requested_by)
             snapshot = self._freeze(practice, plan.recipe.mix(plan.seed))
-            expected = self._preflight(plan, snapshot)
+            expected = self._preflight(plan, parts_of(snapshot))
             if expected.refusal:
                 raise NotEnoughMemory(expected.refusal)
             run = plan_run(plan, snapshot, self.base, self.data_dir, expected.as_dict())
@@ -210,7 +210,7 @@ class Supervisor:
 
     def preflight(  # noqa: PLR0917 - the same as those of `start_run`
         self,
-        freeze: Callable[[str | None, Mix], Snapshot],
+        preview: Callable[[str | None, Mix], Mapping[str, Any]],
         recipe: str | None = None,
         max_steps: int | None = None,
         num_processes: int | None = None,
@@ -219,10 +219,10 @@ class Supervisor:
     ) -> dict[str, Any]:
         """What `start_run` would make, without starting it: memory, time, policy, and why it would be refused.
 
-        `freeze` makes a snapshot that need not stay. Raises what `start_run` raises, but RunActive and NotEnoughMemory.
+        `preview` gives the rows that `freeze` would write. Raises what `start_run` raises of a request.
         """
         plan = self._plan(recipe, max_steps, num_processes, seed, practice, requested_by="")
-        return self._preflight(plan, freeze(practice, plan.recipe.mix(plan.seed))).as_dict()
+        return self._preflight(plan, preview(practice, plan.recipe.mix(plan.seed))).as_dict()
 
     def left_paused(self) -> Run | None:
         """The run of an earlier server that goes on with the memory of the served model, if there is one."""
@@ -251,10 +251,10 @@ class Supervisor:
         plan.recipe.per_process_batch(plan.num_processes)
         return plan
 
-    def _preflight(self, plan: Plan, snapshot: Snapshot) -> Preflight:
+    def _preflight(self, plan: Plan, parts: Mapping[str, Any]) -> Preflight:
         return preflight(
             plan,
-            snapshot,
+            parts,
             self.base,
             self.data_dir / "models",
             runs=self.runs(),
