@@ -36,10 +36,13 @@ def test_the_bar_marks_the_page_one_is_on() -> None:
     assert '<a href="/admin/" aria-current=page>Admin</a>' in navigation("Admin", status())
 
 
-def test_a_pause_is_said_on_every_page() -> None:
+def test_a_pause_is_said_once_on_every_page() -> None:
     assert "zl-banner" not in navigation("Chat", status(problem="v3 could not be loaded"))
     shown = navigation("Chat", status(serving=None, problem="The model is learning (run_1).", is_paused=True))
     assert '<p class="zl-banner" role="status">The model is learning (run_1).</p>' in shown
+    paused = status(serving=None, problem="The model is learning (run_1).", is_paused=True)
+    assert "zl-banner" not in navigation("Admin", paused)
+    assert "The model is learning (run_1)." in overview(paused, None)
 
 
 def test_the_schedule_says_what_comes_and_why_what_was_skipped() -> None:

@@ -27,7 +27,7 @@ from trainer.base_model import BaseModel
 from trainer.cycle import POLL_S, Plan, Surroundings, adapter_of, comparison, plan_run, reason_of_death, run_cycle
 from trainer.errors import BadRunRequest, ChildFailed, NotEnoughMemory, RunActive, TrainerError
 from trainer.launch import check_training_available, gpu_count, is_alive, kill_tree, start_evaluation
-from trainer.preflight import Policy, Preflight, minutes, parts_of, preflight
+from trainer.preflight import Policy, Preflight, parts_of, preflight
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe
 from trainer.room import RoomOf, machine_room
 from trainer.runs import Run, RunState, list_runs
@@ -351,12 +351,11 @@ def borrows(run: Run) -> bool:
 
 
 def pause_of(run: Run) -> tuple[str, float]:
-    """What people read meanwhile, and in how many seconds it should be over."""
+    """What people read meanwhile, half a sentence, and in how many seconds it should be over."""
     estimate = (run.config.preflight or {}).get("estimate")
     began = datetime.fromisoformat(run.config.created_at).timestamp()
     left_s = max(0.0, began + estimate["total_s"] - time.time()) if estimate else 0.0
-    when = f", in about {minutes(left_s)}" if left_s > 0 else " soon"
-    return f"The model is learning ({run.run_id}) and needs the memory: chat comes back by itself{when}.", left_s
+    return f"The model is learning ({run.run_id}) and needs the memory", left_s
 
 
 def _checked(name: str, value: int | None, low: int, high: int) -> int | None:

@@ -87,6 +87,11 @@ class _Pause:
     why: str
     until_s: float
 
+    def sentence(self, now_s: float) -> str:
+        """What people read; whole minutes, so that it does not change every second."""
+        left_min = round((self.until_s - now_s) / 60)
+        return f"{self.why}: chat comes back by itself, {f'in about {left_min} min' if left_min > 0 else 'soon'}."
+
 
 class ModelSlot:
     """Holds the served engines.
@@ -142,7 +147,7 @@ class ModelSlot:
     def problem(self) -> str | None:
         """What people should know about the champion's engine, if there is anything."""
         if self._paused is not None:
-            return self._paused.why
+            return self._paused.sentence(self._clock())
         if self._switching is not None:
             return f"Switching to {self._switching}: new answers wait until it is ready."
         one = self._champion
@@ -223,8 +228,8 @@ class ModelSlot:
     async def pause(self, why: str, back_in_s: float) -> None:
         """End every engine, once its streams have ended: its memory is needed. Nothing starts until `resume`.
 
-        Who asks meanwhile gets SlotPaused with `why`; `back_in_s` is when to come back. Before `start` it keeps the
-        slot empty; pausing twice only changes the words.
+        Who asks meanwhile gets SlotPaused with `why`, half a sentence; `back_in_s` is when to come back. Before `start`
+        it keeps the slot empty; pausing twice only changes the words.
         """
         await self._unstoppable(self._pause(_Pause(why, self._clock() + back_in_s)))
 
@@ -277,8 +282,9 @@ class ModelSlot:
 
     def _refuse_while_paused(self) -> None:
         if self._paused is not None:
-            left_s = self._paused.until_s - self._clock()
-            raise SlotPaused(self._paused.why, min(PAUSE_RETRY_S[1], max(PAUSE_RETRY_S[0], left_s)))
+            now_s = self._clock()
+            wait_s = min(PAUSE_RETRY_S[1], max(PAUSE_RETRY_S[0], self._paused.until_s - now_s))
+            raise SlotPaused(self._paused.sentence(now_s), wait_s)
 
     async def _wait_in_the_queue(self, switching_to: str) -> None:
         if self._queued >= QUEUE_LIMIT:
