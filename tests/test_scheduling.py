@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from tiny_model import shared_tiny
 from typer.testing import CliRunner
 
 from chat_app.__main__ import TRAINER_STATUSES, open_store
@@ -167,6 +168,37 @@ def test_the_command_shows_and_changes_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert zloop("--off", "--every", "3").exit_code == 1
     assert "only when somebody asks" in zloop("--off").stdout
     assert json.loads(zloop("--reset", "--json").stdout)["every"] == 50
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, pairs = tmp_path / "data", tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Question {number}", "chosen": "Yes.", "rejected": "No, or yes."} for number in range(20)]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    for name, value in (("DATA_DIR", data), ("ENGINE", "scripted"), ("MODEL", shared_tiny().gguf)):
+        monkeypatch.setenv(f"ZLOOP_{name}", str(value))
+
+    def zloop(*words: str) -> Any:
+        return CliRunner().invoke(app, [*words])
+
+    nothing = zloop("train", "--dry-run")
+    assert nothing.exit_code == 1
+    assert "0 preferences to train on" in nothing.stderr
+    assert zloop("import", str(pairs)).exit_code == 0
+    said = zloop("train", "--dry-run", "--max-steps", "2")
+    assert said.exit_code == 0, said.output
+    assert "GB of memory" in said.stdout
+    assert "16 pairs in 2 steps." in said.stdout
+    body = json.loads(zloop("train", "--dry-run", "--num-processes", "2", "--json").stdout)
+    assert (body["policy"], body["refusal"]) == ("share", None)
+    assert zloop("train", "--dry-run", "--num-processes", "3").exit_code == 1, "8 pairs cannot be split over 3"
+    monkeypatch.setattr("chat_app.trainer_room.available_bytes", lambda: 1_000_000)
+    refused = zloop("train", "--dry-run", "--json")
+    assert refused.exit_code == 1
+    assert "This run needs about" in json.loads(refused.stdout)["refusal"]
+    assert not (data / "runs").exists()
+    assert not (data / "snapshots").exists()
 
 
 @pytest.mark.parametrize(
