@@ -18,7 +18,7 @@ from typing import Any
 
 MIB = 2**20
 PROCESS_BYTES = {"cpu": 560 * MIB, "gpu": 900 * MIB}  # Python with torch and TRL; on a GPU its context
-LAUNCHER_BYTES = 400 * MIB  # accelerate's own process, which imports torch too
+LAUNCHER_BYTES = 240 * MIB  # accelerate's own process, which imports torch too
 ADAM_BYTES = 16  # a trained weight in fp32: itself, its gradient, two moments
 QUANTISED_BYTES = 0.6  # a weight in 4 bits with its scales
 FLOP_PER_TOKEN = 10  # × parameters: reference and policy forward, backward through frozen weights, prompts read twice
@@ -145,8 +145,8 @@ def estimate_run(shape: Shape, work: Work, setting: Setting, past: Sequence[Past
         memory_low_bytes=round(fixed + low * memory * activations),
         memory_high_bytes=round(fixed + high * memory * activations),
         loading_s=round(loading_s, 1),
-        training_s=round(pace * training_s, 1),
-        evaluation_s=round(judging * evaluation_s, 1),
+        training_s=round(pace * training_s, 3),
+        evaluation_s=round(judging * evaluation_s, 3),
         learned_from=tuple(one.run_id for one in newest),
         basis=_basis(newest, setting),
         counted={
