@@ -50,6 +50,8 @@ def test_the_shape_is_read_from_gguf_and_from_a_directory_alike(tmp_path: Path) 
     assert from_gguf is not None
     assert from_gguf == shape_of(BaseModel("tiny", directory=directory), tmp_path)
     assert from_gguf.layers == tiny_model.LAYERS
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF" + bytes(40))
+    assert shape_of(BaseModel("torn", gguf=tmp_path / "torn.gguf"), tmp_path) is None
     assert shape_of(BaseModel("far", hub_id="someone/far"), tmp_path) is None, "not downloaded yet"
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "config.json").write_text((directory / "config.json").read_text())
@@ -139,7 +141,7 @@ def test_a_model_that_is_not_here_yet_is_no_obstacle(snapshot: Snapshot, tmp_pat
         plan(), parts_of(snapshot), far, tmp_path, runs=[], room=ROOMY, policy=Policy.PAUSE, is_serving=True, cores=2
     )
     assert (found.estimate, found.refusal, found.policy) == (None, None, Policy.PAUSE)
-    assert "before the model is downloaded" in found.sentence
+    assert "not downloaded yet" in found.sentence
 
 
 def ended(data: Path, snapshot: Snapshot, found: Preflight, times: float, *, resumed: bool = False) -> Run:

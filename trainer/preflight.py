@@ -67,7 +67,7 @@ class Preflight:
     def sentence(self) -> str:
         """What a person reads beside the button."""
         if self.estimate is None:
-            return "Time and memory are not known before the model is downloaded."
+            return "Time and memory are not known: the model is not downloaded yet, or of a make that is not counted."
         room = f"; {_gb(self.room.free_bytes)} of {_gb(self.room.total_bytes)} free" if self.room else ""
         paused = " The chat is paused meanwhile." if self.policy is Policy.PAUSE else ""
         what = self.room.what if self.room else "memory"
@@ -130,7 +130,7 @@ def choose_policy(policy: Policy, estimate: Estimate, room: Room | None, *, is_s
 
 
 def shape_of(base: BaseModel, models_dir: Path) -> Shape | None:
-    """The base's shape by its files; None for a model that is not here yet, or of no known make."""
+    """The base's shape by its files; None for a model that is not here yet, is damaged, or of no known make."""
     if base.gguf is not None:
         return _shape_of_gguf(base.gguf, base.gguf.stat().st_mtime_ns) if base.gguf.is_file() else None
     directory = base.directory or models_dir / base.name
@@ -154,14 +154,13 @@ def shape_of(base: BaseModel, models_dir: Path) -> Shape | None:
 def _shape_of_gguf(path: Path, _changed_ns: int) -> Shape | None:
     from gguf import GGUFReader
 
-    reader = GGUFReader(path)
-
     def value(key: str) -> Any:
         field = reader.get_field(key)
         return None if field is None else field.contents()
 
-    name = value("general.architecture")
     try:
+        reader = GGUFReader(path)
+        name = value("general.architecture")
         heads, hidden = int(value(f"{name}.attention.head_count")), int(value(f"{name}.embedding_length"))
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         return Shape.of(
@@ -172,7 +171,7 @@ def _shape_of_gguf(path: Path, _changed_ns: int) -> Shape | None:
             vocabulary=int(tensors["token_embd.weight"].shape[1]),
             tied="output.weight" not in tensors,
         )
-    except (TypeError, ValueError, KeyError):
+    except (OSError, TypeError, ValueError, KeyError, IndexError):
         return None
 
 

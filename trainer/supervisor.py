@@ -221,6 +221,7 @@ class Supervisor:
 
         `preview` gives the rows that `freeze` would write. Raises what `start_run` raises of a request.
         """
+        check_training_available()
         plan = self._plan(recipe, max_steps, num_processes, seed, practice, requested_by="")
         return self._preflight(plan, preview(practice, plan.recipe.mix(plan.seed))).as_dict()
 
