@@ -21,7 +21,7 @@ def wait_until(what: str, done: Callable[[], object], within_s: float = 90) -> N
     deadline = time.monotonic() + within_s
     while not done():
         assert time.monotonic() < deadline, f"after {within_s:g} s still not: {what}"
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def model_servers(server: Server) -> list[psutil.Process]:

@@ -29,7 +29,7 @@ CANARIES_S = {"cpu": 12.0, "gpu": 10.0}  # the beginnings of answers an evaluati
 LEARNED_FROM = 5
 HALVES = 0.5  # each older run counts half as much as the next newer one
 SPREAD = {"constants": (0.4, 1.8), "runs": (0.8, 1.25)}  # how far the activations may be off
-LOWEST, HIGHEST = 0.02, 20.0  # a correction learned from runs never goes beyond
+LOWEST, HIGHEST = 1e-3, 1e4  # a correction learned from runs never goes beyond
 
 
 @dataclass(frozen=True, slots=True)
