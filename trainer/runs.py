@@ -267,7 +267,10 @@ def compared(
         **{key: said[key] for key in ("sentence", "policy", "warning")},
         **{key: estimate[key] for key in (*actual, "basis")},
         "actual": actual,
-        "ratio": {key: None if value is None else round(value / estimate[key], 2) for key, value in actual.items()},
+        "ratio": {
+            key: round(value / estimate[key], 2) if value is not None and estimate[key] else None
+            for key, value in actual.items()
+        },
     }
 
 
