@@ -106,6 +106,7 @@ class Trainer(Protocol):
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def served(self, version: str) -> ServedVersion: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
+    def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +451,10 @@ class Operations:
     def evaluate(self, version: str, against: str | None) -> dict[str, Any]:
         """Compare `version` with `against` (default: the champion) on held-out pairs."""
         return self._trainer.evaluate(version, against or self.champion())
+
+    def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]:
+        """Each of `versions` against the base on the same held-out pairs: {"rows", "snapshots"}."""
+        return self._trainer.compare_with_base(versions)
 
     # --- versions --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
-from trainer.errors import BadSchedule
+from trainer.comparison_table import table
+from trainer.errors import BadRunRequest, BadSchedule
 from trainer.preflight import Policy
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.room import Room, machine_room
@@ -108,6 +109,21 @@ class TrainerRoom:
             "against": against,
             "evaluation": {key: value for key, value in evaluation.items() if key not in ("results", "canaries")},
             "verdict": decide(evaluation, against, version).as_dict(),
+        }
+
+    def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]:
+        """Each version against the base, one table. Raises BadRunRequest for practice versions beside real ones."""
+        versions = [version for version in dict.fromkeys(versions) if version != BASE_VERSION]
+        if not versions:
+            raise BadRunRequest(f"{BASE_VERSION} is what versions are compared with. Name at least one other version.")
+        manifests = {version: self.supervisor.versions.load(version) for version in versions}
+        tastes = {manifest.practice for manifest in manifests.values()}
+        if len(tastes) > 1:
+            raise BadRunRequest(f"{', '.join(versions)}: a practice is judged on pairs of its own. Compare them apart.")
+        evaluations = [self.supervisor.evaluate(version, BASE_VERSION) for version in versions]
+        return {
+            "rows": table(evaluations, {version: manifest.recipe for version, manifest in manifests.items()}),
+            "snapshots": sorted({evaluation["snapshot"] for evaluation in evaluations}),
         }
 
 
