@@ -10,6 +10,8 @@ what a run does with the memory that the served model holds:
     pause    end it while the run goes on; chat is told when it comes back
     refuse   refuse a run that may not fit beside it
     auto     share on a CPU; on a GPU share where the estimate fits beside it, else pause
+
+Not covered: `zloop evaluate` by hand, which shares; the disk; memory that somebody else takes after the start.
 """
 
 from __future__ import annotations
