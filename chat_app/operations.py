@@ -373,7 +373,7 @@ class Operations:
             preference.preference_id if preference else None,
             new,
             self.scheduling.every,
-            self._start_if_due(),
+            self._start_if_due(new),
         )
 
     def record_rating(
@@ -596,9 +596,9 @@ class Operations:
         began = next((body["created_at"] for run in self.runs() if (body := run.as_body())["practice"] is None), None)
         return self._store.picks_since(datetime.fromisoformat(began) if began else None)
 
-    def _start_if_due(self) -> str | None:
+    def _start_if_due(self, new_preferences: int) -> str | None:
         try:
-            return self.scheduling.look()
+            return self.scheduling.look(new_preferences)
         except Exception as error:  # noqa: BLE001 - the pick is stored; a retrain that cannot start must not hide that
             log.warning("A retrain may be due; the schedule could not be asked: %s", error)
             return None

@@ -88,17 +88,20 @@ class Scheduling:
         self._book.reset(now=self._clock())
         return self.state()
 
-    def look(self) -> str | None:
+    def look(self, new_preferences: int | None = None) -> str | None:
         """Start a run where one is due, and keep what was decided; the run that was started.
 
-        Where another thread looks just now this one does not. Raises nothing but what the store and the disk raise.
+        `new_preferences` where the caller has counted them. Where another thread looks just now this one does not.
+        Raises nothing but what the store and the disk raise.
         """
         if not self._book.schedule.is_on or not self._looking.acquire(blocking=False):
             return None
         try:
             now = self._clock()
-            situation = self._book.situation(now, self._new_preferences(), self._active_run())
-            decision = self._is_due(self._book.schedule, situation)
+            new = self._new_preferences() if new_preferences is None else new_preferences
+            if not self._decided(now, new, None).is_worth_keeping:  # every pick comes here: run directories can wait
+                return None
+            decision = self._decided(now, new, self._active_run())
             if not decision.is_worth_keeping:
                 return None
             if decision.starts:
@@ -109,6 +112,9 @@ class Scheduling:
             return run_id
         finally:
             self._looking.release()
+
+    def _decided(self, now: datetime, new_preferences: int, active: str | None) -> Any:
+        return self._is_due(self._book.schedule, self._book.situation(now, new_preferences, active))
 
     def _started(self, decision: Any) -> Any:
         try:
