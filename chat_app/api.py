@@ -400,6 +400,7 @@ def _feedback_routes(operations: Operations) -> APIRouter:
             "new_preferences": outcome.new_preferences,
             "retrain_every": outcome.retrain_every,
             "run_started": outcome.run_started,
+            "credit": outcome.credit,
             "message": outcome.sentence,
         }
 

@@ -107,6 +107,7 @@ class Trainer(Protocol):
     def served(self, version: str) -> ServedVersion: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
     def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]: ...
+    def credit(self, version: str, rater: str) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class PickOutcome:
     new_preferences: int
     retrain_every: int
     run_started: str | None
+    credit: str | None
 
     @property
     def versions(self) -> tuple[str, str]:
@@ -134,7 +136,8 @@ class PickOutcome:
             collected=self.new_preferences,
             every=self.retrain_every,
         )
-        return said if self.run_started is None else f"{said} It has started: watch it under Admin."
+        started = None if self.run_started is None else "It has started: watch it under Admin."
+        return " ".join(filter(None, (said, started, self.credit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +377,7 @@ class Operations:
             new,
             self.scheduling.every,
             self._start_if_due(new),
+            self._trainer.credit(self.champion(), RATER),
         )
 
     def record_rating(

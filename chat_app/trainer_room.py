@@ -17,7 +17,8 @@ from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer.comparison_table import table
-from trainer.errors import BadRunRequest, BadSchedule
+from trainer.credits import credits_of
+from trainer.errors import BadRunRequest, BadSchedule, TrainerError
 from trainer.preflight import Policy
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.room import Room, machine_room
@@ -125,6 +126,16 @@ class TrainerRoom:
             "rows": table(evaluations, {version: manifest.recipe for version, manifest in manifests.items()}),
             "snapshots": sorted({evaluation["snapshot"] for evaluation in evaluations}),
         }
+
+    def credit(self, version: str, rater: str) -> str | None:
+        """What a rater's judgements did for a version, in a sentence; None where it learned nothing from them."""
+        if version == BASE_VERSION:
+            return None
+        try:
+            found = credits_of(version, self.supervisor.versions, self._settings.data_dir / "snapshots").get(rater)
+        except TrainerError:  # a version that is damaged must not cost anybody their pick
+            return None
+        return None if found is None else found.sentence
 
 
 def schedule_book(settings: Settings) -> ScheduleBook:

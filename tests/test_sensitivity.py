@@ -9,8 +9,8 @@ from trainer.sensitivity import at_equal_length, by_rater, interval_by_raters, s
 TIE = 1e-3
 
 
-def result(difference: float, rater: str = "a", longer: float = 0) -> dict[str, object]:
-    return {"difference": difference, "rater": rater, "longer": longer}
+def result(difference: float, rater: str | None = "a", longer: float = 0) -> dict[str, object]:
+    return {"difference": difference, "rater": rater, "longer": longer, "preference_id": "pref_1"}
 
 
 def test_each_rater_s_share_and_what_is_left_without_them() -> None:
@@ -22,6 +22,9 @@ def test_each_rater_s_share_and_what_is_left_without_them() -> None:
     assert (bob["ties"], bob["losses"], bob["win_rate_without"]) == (1, 3, 1.0)
     alone = by_rater([result(1.0)], TIE)[0]
     assert (alone["win_rate_without"], alone["p_value_without"]) == (None, 1.0)
+    with_imports = by_rater([*results, *[result(-1.0, None)] * 10], TIE)
+    assert [one["rater"] for one in with_imports] == ["ann", "bob"]
+    assert (with_imports[0]["share"], with_imports[0]["losses_without"]) == (0.3, 13)
     assert by_rater([], TIE) == []
     assert sign_test(0, 0) == 1.0
 
@@ -37,6 +40,11 @@ def test_raters_who_are_each_of_one_mind_widen_the_interval() -> None:
     assert wide[0] < 2 / 3 < wide[1]
     assert interval_by_raters(of_one_mind, TIE) == wide
     assert interval_by_raters(of_one_mind[:80], TIE) is None  # four raters
+    imported = [{**result(1.0, None), "preference_id": f"pref_{n}"} for n in range(240)]
+    assert interval_by_raters(imported, TIE) is None
+    both = interval_by_raters([*of_one_mind, *imported], TIE)
+    assert both is not None
+    assert both[0] < 5 / 6 < both[1]
 
 
 def test_who_only_learned_length_wins_half_at_equal_length() -> None:

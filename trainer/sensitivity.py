@@ -25,10 +25,13 @@ Result = Mapping[str, Any]
 
 
 def by_rater(results: Sequence[Result], tie_nats: float) -> list[dict[str, Any]]:
-    """Each rater's share and counts, and the win rate of all the others: {"rater", "pairs", "share", "wins", …}."""
+    """Each rater's share and counts, and the win rate of all the others: {"rater", "pairs", "share", "wins", …}.
+
+    Imported pairs without a rater are among the others.
+    """
     everybody = _counts(results, tie_nats)
     found = []
-    for rater in sorted({result["rater"] for result in results}):
+    for rater in sorted({result["rater"] for result in results if result["rater"] is not None}):
         own = _counts([result for result in results if result["rater"] == rater], tie_nats)
         wins, losses = everybody["wins"] - own["wins"], everybody["losses"] - own["losses"]
         found.append(
@@ -53,17 +56,22 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def interval_by_raters(results: Sequence[Result], tie_nats: float) -> list[float] | None:
-    """The 95% interval [low, high] of the win rate when raters are drawn anew; None for too few raters."""
+    """The 95% interval [low, high] of the win rate when raters are drawn anew; None for too few raters.
+
+    An imported pair without a rater is drawn as a rater of its own.
+    """
     import numpy as np
 
-    raters = sorted({result["rater"] for result in results})
-    if len(raters) < MIN_RATERS:
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result["rater"] or f"\0{result['preference_id']}", []).append(result)
+    if len({result["rater"] for result in results} - {None}) < MIN_RATERS:
         return None
     table = []
-    for rater in raters:
-        counted = _counts([result for result in results if result["rater"] == rater], tie_nats)
+    for group in groups.values():
+        counted = _counts(group, tie_nats)
         table.append([counted["wins"], counted["wins"] + counted["losses"]])
-    drawn = np.random.default_rng(_SEED).integers(len(raters), size=(RESAMPLES, len(raters)))
+    drawn = np.random.default_rng(_SEED).integers(len(groups), size=(RESAMPLES, len(groups)))
     sums = np.array(table)[drawn].sum(axis=1)
     rates = sums[sums[:, 1] > 0, 0] / sums[sums[:, 1] > 0, 1]
     return [float(bound) for bound in np.quantile(rates, [0.025, 0.975])] if len(rates) else None
