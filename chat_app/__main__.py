@@ -29,6 +29,7 @@ from feedback_store.store import FeedbackStore
 from trainer import schedule
 from trainer.command import Launch
 from trainer.launchers import launcher_for
+from trainer.supervisor import pause_of
 
 if TYPE_CHECKING:
     pass
@@ -37,6 +38,8 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.UnknownRecipe: 404,
     refusals.BadRecipe: 400,
     refusals.BadRunRequest: 400,
+    refusals.BadSchedule: 422,
+    refusals.NotEnoughMemory: 409,
     refusals.RunActive: 409,
     refusals.RunNotFound: 404,
     refusals.VersionNotFound: 404,
@@ -133,6 +136,7 @@ def create_application(
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from chat_app.api import create_api
+    from chat_app.lending import EngineLender
     from chat_app.metrics import Metrics
     from chat_app.serving.slot import ModelSlot
     from chat_app.ui.mount import mount_pages
@@ -152,13 +156,20 @@ def create_application(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(operations.data.finish_erasures)
+        if settings.engine != "remote":  # another's model server is not ours to end
+            room.supervisor.lender = EngineLender(operations)
+        lent = await asyncio.to_thread(room.supervisor.left_paused)
+        if lent is not None:
+            await slot.pause(*pause_of(lent))
         await asyncio.to_thread(room.supervisor.start)
         starting = asyncio.create_task(start())
+        watching = asyncio.create_task(operations.scheduling.watch())
         try:
             yield
         finally:
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            operations.scheduling.stop()
+            await asyncio.gather(starting, watching, return_exceptions=True)
             await asyncio.to_thread(room.supervisor.stop)
             await operations.close()
 

@@ -28,6 +28,7 @@ from chat_app.health import Readiness
 from chat_app.metrics import CONTENT_TYPE
 from chat_app.operations import Operations, Refused
 from chat_app.prompts import LeftOut
+from chat_app.scheduling_api import scheduling_routes
 from chat_app.serving.engine import (
     BadSampling,
     ContextOverflow,
@@ -192,6 +193,7 @@ def create_api(
     app.include_router(data_routes(operations.data))
     app.include_router(_loop_routes(operations))
     app.include_router(watching_routes(operations.watching))
+    app.include_router(scheduling_routes(operations))
     app.include_router(_health_routes(operations))
     app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
     _handle_errors(app, {**STATUSES, **statuses})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chat_app import data_cli, watching_cli
+from chat_app import data_cli, scheduling_cli, watching_cli
 from chat_app.cli_tools import Json, connected, refuse, settings, show
 from chat_app.settings import settings_table
 
@@ -51,6 +51,7 @@ COMPARED: dict[str, Callable[[Any], str]] = {
 
 app.add_typer(data_cli.app)
 app.add_typer(watching_cli.app)
+app.add_typer(scheduling_cli.app)
 
 
 def main() -> None:
@@ -114,6 +115,9 @@ def train(
     show_command: Annotated[
         bool, typer.Option("--show-command", help="Start nothing: print the `accelerate launch` line that would do it.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take and whether it fits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Retrain from the preferences, evaluate, and say whether it got better. Never promotes by itself."""
@@ -127,7 +131,9 @@ def train(
         "machines": machines,
         "deadline_minutes": deadline_minutes,
     }
-    if show_command:
+    if dry_run:
+        scheduling_cli.show_preflight(request, as_json)
+    elif show_command:
         _show_command(request, as_json)
     else:
         _start_and_follow(request, as_json)

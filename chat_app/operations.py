@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -21,8 +22,9 @@ from chat_app.data import DataOperations
 from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
 from chat_app.presets import FILE, Preset, load_presets
+from chat_app.scheduling import Book, Scheduling
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
-from chat_app.serving.slot import ModelSlot
+from chat_app.serving.slot import ModelSlot, SlotPaused
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
 from chat_app.watching import WatchingOperations
@@ -86,6 +88,8 @@ class RunHandle(Protocol):
 class Trainer(Protocol):
     """The port to the trainer; `trainer.supervisor.Supervisor` fits it."""
 
+    @property
+    def schedule_book(self) -> Book: ...
     def start_run(
         self,
         *,
@@ -107,6 +111,7 @@ class Trainer(Protocol):
     def run(self, run_id: str) -> RunHandle: ...
     def runs(self) -> Sequence[RunHandle]: ...
     def recipes(self) -> Sequence[Mapping[str, Any]]: ...
+    def preflight(self, **request: Any) -> dict[str, Any]: ...
     def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def served(self, version: str) -> ServedVersion: ...
@@ -157,13 +162,14 @@ class Status:
     new_preferences: int
     retrain_every: int
     counts: Counts
+    is_paused: bool = False
 
 
 class Operations:
     """The operations of the product.
 
-    `slot` is None where nothing is served (a command on the data directory); `is_due` says from the number of new
-    preferences, the threshold and whether a run is active, whether a retrain starts by itself. `metrics` is what the
+    `slot` is None where nothing is served (a command on the data directory); `is_due` says from the schedule
+    and the situation whether a retrain starts by itself (`scheduling.py`). `metrics` is what the
     parts report to. Raises SettingsError where the presets cannot be used.
     """
 
@@ -173,7 +179,7 @@ class Operations:
         store: FeedbackStore,
         trainer: Trainer,
         slot: ModelSlot | None,
-        is_due: Callable[[int, int, bool], bool],
+        is_due: Callable[[Any, Any], Any],
         *,
         metrics: Metrics | None = None,
     ) -> None:
@@ -194,24 +200,45 @@ class Operations:
         self.watching = WatchingOperations(store, trainer, self.status)
         self.presets = load_presets(settings.data_dir / FILE)
         self._slot = slot
-        self._is_due = is_due
+        self.scheduling = Scheduling(
+            trainer.schedule_book,
+            is_due,
+            new_preferences=self._new_preferences,
+            active_run=lambda: next((run.run_id for run in self.runs() if run.is_active), None),
+            start=lambda: self.start_run(requested_by="schedule").run_id,
+        )
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
+        self._starting = asyncio.Lock()
 
     # --- starting and stopping -------------------------------------------------------------------------------------
 
     async def start_serving(self) -> None:
         """Bring up the champion; where it cannot be loaded, the base, with the reason kept for the pages."""
         slot = self.answers.slot
+        async with self._starting:
+            if slot.is_paused or slot.has_started:  # paused: a run has the memory; `resume_serving` follows it
+                return
+            with suppress(SlotPaused):  # a moment ago
+                await self._start_champion(slot)
+                self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
+
+    async def _start_champion(self, slot: ModelSlot) -> None:
         champion = self._store.champion()
         try:
             await slot.start(self._trainer.served(champion))
+        except SlotPaused:
+            raise
         except Exception as error:  # whatever is wrong with a version, the base can still answer
             if champion == BASE_VERSION:
                 raise
             self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
             await slot.start(self._trainer.served(BASE_VERSION))
-        self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
+
+    async def resume_serving(self) -> None:
+        """Bring back what was served before its memory was lent; after a restart in between, the champion."""
+        await self.answers.slot.resume()
+        await self.start_serving()
 
     async def drain(self) -> None:
         """Begin no more answers, and let those being written finish, for as long as ZLOOP_SHUTDOWN_S says."""
@@ -361,7 +388,7 @@ class Operations:
             pair,
             preference.preference_id if preference else None,
             new,
-            self.settings.retrain_every,
+            self.scheduling.every,
             self._start_if_due(new),
             self._trainer.credit(self.champion(), RATER),
         )
@@ -400,6 +427,11 @@ class Operations:
     def _record_practice(self, taste: str | None) -> None:
         if taste is not None:
             self._store.record_practice(practice.preferences_for(taste))
+
+    def preflight(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
+        """What a run would take, and whether it fits; nothing is started. Raises what `start_run` raises."""
+        self._record_practice(practice_taste)
+        return self._trainer.preflight(**request, practice=practice_taste)
 
     def cancel_run(self, run_id: str) -> RunHandle:
         """Stop a run."""
@@ -565,8 +597,9 @@ class Operations:
             serving=self._serving(),
             problem=self._problem or (self._slot.problem if self._slot is not None else None),
             new_preferences=self._new_preferences(),
-            retrain_every=self.settings.retrain_every,
+            retrain_every=self.scheduling.every,
             counts=self._store.counts(),
+            is_paused=self._slot is not None and self._slot.is_paused,
         )
 
     def _serving(self) -> str | None:
@@ -578,13 +611,10 @@ class Operations:
         return self._store.picks_since(datetime.fromisoformat(began) if began else None)
 
     def _start_if_due(self, new_preferences: int) -> str | None:
-        active = any(run.is_active for run in self.runs()[:1])
-        if not self._is_due(new_preferences, self.settings.retrain_every, active):
-            return None
         try:
-            return self.start_run().run_id
+            return self.scheduling.look(new_preferences)
         except Exception as error:  # noqa: BLE001 - the pick is stored; a retrain that cannot start must not hide that
-            log.warning("A retrain was due and could not start: %s", error)
+            log.warning("A retrain may be due; the schedule could not be asked: %s", error)
             return None
 
 

@@ -101,6 +101,25 @@ class Settings(BaseModel):
     ray_address: Annotated[
         str, Field(pattern=r"^https?://[^/@\s]+$", description="`ray`: URL of the cluster's dashboard.")
     ] = "http://127.0.0.1:8265"
+    retrain_cron: Annotated[
+        str | None, Field(description="Start a retrain at these times: five cron fields, such as `0 2 * * *`.")
+    ] = None
+    retrain_at_least: Annotated[
+        int, Field(ge=0, description="New preferences that a time of `ZLOOP_RETRAIN_CRON` needs; else it is skipped.")
+    ] = 1
+    quiet_hours: Annotated[
+        str | None, Field(description="No retrain starts by itself in these hours, such as `08:00-18:00`.")
+    ] = None
+    time_zone: Annotated[
+        str,
+        Field(min_length=1, description="Of the times above, such as `Europe/Berlin`; `local`: this machine's."),
+    ] = "local"
+    device_policy: Annotated[
+        Literal["auto", "share", "pause", "refuse"],
+        Field(
+            description="Where a run may not fit beside the served model: `share`, `pause` chat, or `refuse` the run."
+        ),
+    ] = "auto"
     redact: Annotated[
         bool, Field(description="Hide e-mail addresses, phone numbers and keys on the way into a snapshot.")
     ] = True
@@ -146,6 +165,11 @@ class Settings(BaseModel):
     def launcher_options(self) -> dict[str, str]:
         """What each launcher needs besides, by its name."""
         return {"slurm": self.slurm_options, "ray": self.ray_address}
+
+    @field_validator("retrain_cron", "quiet_hours")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return (value or "").strip() or None
 
     @field_validator("remote_url")
     @classmethod

@@ -6,9 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tzlocal import get_localzone_name
+
 from chat_app.engines import base_model, served_gguf
 from chat_app.serving.engine import Canary, ServedVersion
-from chat_app.settings import Settings
+from chat_app.serving.memory import available_bytes, total_bytes
+from chat_app.settings import Settings, SettingsError
 from feedback_store import snapshots
 from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import RATINGS, Mix
@@ -16,12 +19,16 @@ from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
 from trainer.comparison_table import table
 from trainer.credits import credits_of
-from trainer.errors import BadRecipe, BadRunRequest, TrainerError, TrainingUnavailable
+from trainer.errors import BadRecipe, BadRunRequest, BadSchedule, TrainerError, TrainingUnavailable
 from trainer.judged import judged_runs
 from trainer.launch import check_training_available
+from trainer.preflight import Policy
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.report import REPORT, ensure_report
+from trainer.room import Room, machine_room
 from trainer.runs import Run
+from trainer.schedule import Schedule
+from trainer.schedule_book import ScheduleBook
 from trainer.supervisor import Supervisor
 from trainer.verdict import decide
 from trainer.worth import expect
@@ -43,7 +50,11 @@ class TrainerRoom:
             launcher=settings.launcher,
             strategy=None if settings.strategy == "auto" else settings.strategy,
             launcher_options=settings.launcher_options,
+            policy=Policy(settings.device_policy),
+            room=room_of,
         )
+
+        self.schedule_book = schedule_book(settings)
 
     def start_run(self, **request: Any) -> Run:
         return self.supervisor.start_run(**request)
@@ -53,6 +64,10 @@ class TrainerRoom:
 
     def command(self, run_id: str) -> dict[str, Any]:
         return self.supervisor.command(run_id)
+
+    def preflight(self, **request: Any) -> dict[str, Any]:
+        """What a run would take; nothing is started or written."""
+        return self.supervisor.preflight(partial(preview, self._settings, self._store), **request)
 
     def cancel(self, run_id: str) -> Run:
         return self.supervisor.cancel(run_id)
@@ -183,6 +198,26 @@ def _described(name: str, own: Path) -> dict[str, Any]:
     return {"name": name, "method": recipe.method, "tuning": recipe.tuning, "about": recipe.about, "error": None}
 
 
+def schedule_book(settings: Settings) -> ScheduleBook:
+    """The schedule of the settings, and what was changed and decided since. Raises SettingsError."""
+    try:
+        standard = Schedule(
+            cron=settings.retrain_cron,
+            every=settings.retrain_every,
+            at_least=settings.retrain_at_least,
+            quiet=settings.quiet_hours,
+            time_zone=get_localzone_name() if settings.time_zone == "local" else settings.time_zone,
+        )
+        return ScheduleBook(settings.data_dir, standard)
+    except BadSchedule as error:
+        raise SettingsError(f"The schedule (ZLOOP_RETRAIN_…, ZLOOP_QUIET_HOURS, ZLOOP_TIME_ZONE): {error}") from error
+
+
+def room_of(device: str) -> Room | None:
+    """Free and total memory, as the engines count it: within the limits of a container."""
+    return Room(available_bytes(), total_bytes()) if device == "cpu" else machine_room(device)
+
+
 def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:
     """Freeze the present preferences, real ones as the mix says, or those of a practice taste.
 
@@ -198,3 +233,12 @@ def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None,
             redact=settings.redact,
             ratings=store.unpaired() if mix.learns_from == RATINGS and practice_taste is None else (),
         )
+
+
+def preview(
+    settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix
+) -> Mapping[str, Any]:  # fmt: skip
+    """The rows that `freeze` would write; what is private is not hidden in them, only their lengths are looked at."""
+    prompts = load_evaluation_prompts(settings.data_dir / FOLDER)
+    rows = store.training_rows(practice_taste)
+    return snapshots.preview(rows, practice_taste, mix, evaluation_prompts=prompts, redact=False)

@@ -149,6 +149,19 @@ def freeze(
     return load_snapshot(final)
 
 
+def preview(
+    preferences: pa.Table | Sequence[Preference],
+    practice: str | None,
+    mix: Mix | None = None,
+    *,
+    evaluation_prompts: Collection[str] = (),
+    redact: bool = True,
+) -> Mapping[str, pa.Table]:
+    """The rows of both parts that `freeze` would write, with nothing written. Raises what `freeze` raises."""
+    rows = preferences if isinstance(preferences, pa.Table) else tables.rows_of(preferences)
+    return _select(rows, practice, mix or Mix(), evaluation_prompts, redact=redact).parts
+
+
 def _select(
     rows: pa.Table, practice: str | None, mix: Mix, evaluation_prompts: Collection[str], *, redact: bool
 ) -> _Selection:

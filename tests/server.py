@@ -78,8 +78,11 @@ class Server:
 
 
 @contextmanager
-def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
-    """`zloop serve` on a free port until the block ends; stopped with SIGINT, as a person would."""
+def serving(data_dir: Path, *, wait_for: str = "/readyz", **settings: object) -> Iterator[Server]:
+    """`zloop serve` on a free port until the block ends; stopped with SIGINT, as a person would.
+
+    `wait_for`: the route that answers first; `/livez` where the model is not to be waited for.
+    """
     port = free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server-under-test.log"
@@ -95,7 +98,7 @@ def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
     url = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=url, timeout=120) as http:
         try:
-            _wait_until_ready(http, process, log)
+            _wait_until_ready(http, process, log, wait_for)
             yield Server(process, url, http, log)
         finally:
             if process.poll() is None:
@@ -107,12 +110,12 @@ def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
                     process.wait()
 
 
-def _wait_until_ready(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(http: httpx.Client, process: subprocess.Popen[bytes], log: Path, route: str) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
-            if http.get("/readyz").is_success:
+            if http.get(route).is_success:
                 return
         except httpx.TransportError:
             pass

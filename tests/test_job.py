@@ -74,6 +74,13 @@ def test_it_trains_and_says_so_step_by_step(one_process: Run) -> None:
     assert (training["steps"], training["pairs"], training["dropped_over_long"]) == (3, 11, 0)
     assert training["fast_step"] is True
     assert training["references"] == {"cached": 0, "computed": 11}
+    assert (training["steps"], training["pairs"], training["dropped_over_long"]) == (3, 12, 0)
+    measured = training["measured"]
+    assert 200e6 < measured["peak_memory_bytes"] < 4e9
+    assert measured["peak_device_memory_bytes"] is None
+    assert measured["training_s"] >= lines[2]["time"] - lines[0]["time"]
+    assert measured["loading_s"] > 0
+    assert measured["training_began"] <= lines[0]["time"] <= lines[2]["time"] <= measured["ended"]
 
 
 def test_the_adapter_is_there_in_both_forms_and_has_moved(one_process: Run) -> None:
@@ -93,6 +100,9 @@ def test_two_processes_learn_the_same(one_process: Run, data: Path) -> None:
     both = trained(planned(data, num_processes=2))
     assert both.training is not None, "\n".join(both.log_tail(30))
     assert both.training["references"] == {"cached": 0, "computed": 11}
+    assert one_process.training is not None
+    memory = [run["measured"]["peak_memory_bytes"] for run in (one_process.training, both.training)]
+    assert 1.2 * memory[0] < memory[1] < 2.2 * memory[0], "the memory of both processes counts"
     alone, together = one_process.metrics(), both.metrics()
     assert [line["step"] for line in together] == [1, 2, 3]
     for one, other in zip(alone, together, strict=True):

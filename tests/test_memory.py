@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import tiny_model
 
-from chat_app.serving.memory import available_bytes, cache_bytes
+from chat_app.serving.memory import available_bytes, cache_bytes, total_bytes
 
 MIB = 2**20
 
@@ -25,6 +25,13 @@ def test_the_tighter_limit_counts(tmp_path: Path) -> None:
 def test_without_a_limit_the_machine_counts(tmp_path: Path) -> None:
     for group in (tmp_path, control_group(tmp_path, "max", 1, 1)):
         assert 0 < available_bytes(group) <= psutil.virtual_memory().total
+
+
+def test_what_there_is_ends_at_the_limit_too(tmp_path: Path) -> None:
+    machine = psutil.virtual_memory().total
+    assert total_bytes(tmp_path) == total_bytes(control_group(tmp_path, "max", 1, 1)) == machine
+    assert total_bytes(control_group(tmp_path, str(500 * MIB), 400 * MIB, 1)) == 500 * MIB
+    assert total_bytes(control_group(tmp_path, str(10**18), 1, 1)) == machine
 
 
 def test_the_cache_follows_from_the_model(tmp_path: Path) -> None:

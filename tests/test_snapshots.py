@@ -20,7 +20,15 @@ from feedback_store.errors import InvalidRecord, LeakedPrompt, NotEnoughPreferen
 from feedback_store.mixing import Mix
 from feedback_store.preferences import preference_id, prompt_key, split_of, unpaired_id
 from feedback_store.records import Message, Preference, UnpairedPreference
-from feedback_store.snapshots import Snapshot, freeze, load_preferences, load_ratings, load_snapshot, verify
+from feedback_store.snapshots import (
+    Snapshot,
+    freeze,
+    load_preferences,
+    load_ratings,
+    load_snapshot,
+    preview,
+    verify,
+)
 
 ROOT = Path(__file__).parent.parent
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
@@ -80,6 +88,16 @@ def test_what_goes_in_comes_out_in_two_parts(tmp_path: Path) -> None:
     assert snapshot.directory == tmp_path / snapshot.hash
     assert load_snapshot(snapshot.directory) == snapshot
     verify(snapshot)
+
+
+def test_a_preview_has_the_rows_that_would_be_written_and_writes_nothing(tmp_path: Path) -> None:
+    shown = preview(many(), None, Mix(replay_ratio=None))
+    assert list(tmp_path.iterdir()) == []
+    written = freeze(many(), tmp_path, None, Mix(replay_ratio=None))
+    assert shown["train"].to_pylist() == pq.read_table(written.train_path).to_pylist()
+    assert shown["held_out"].num_rows == written.held_out_rows
+    with pytest.raises(NotEnoughPreferences):
+        preview([], None)
 
 
 def test_the_parquet_has_the_columns_trl_reads(tmp_path: Path) -> None:

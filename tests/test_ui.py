@@ -6,6 +6,8 @@ import pytest
 
 from chat_app.operations import Status
 from chat_app.ui.admin import _recipe_choices, next_step, overview, run_card, versions_table
+from chat_app.ui.preflight import preflight_sentences
+from chat_app.ui.schedule import schedule_table
 from chat_app.ui.theme import badge, navigation
 from feedback_store.records import Counts
 
@@ -32,6 +34,46 @@ def test_the_badge_says_who_answers_and_how_far_the_next_retrain_is() -> None:
 
 def test_the_bar_marks_the_page_one_is_on() -> None:
     assert '<a href="/admin/" aria-current=page>Admin</a>' in navigation("Admin", status())
+
+
+def test_a_pause_is_said_once_on_every_page() -> None:
+    assert "zl-banner" not in navigation("Chat", status(problem="v3 could not be loaded"))
+    shown = navigation("Chat", status(serving=None, problem="The model is learning (run_1).", is_paused=True))
+    assert '<p class="zl-banner" role="status">The model is learning (run_1).</p>' in shown
+    paused = status(serving=None, problem="The model is learning (run_1).", is_paused=True)
+    assert "zl-banner" not in navigation("Admin", paused)
+    assert "The model is learning (run_1)." in overview(paused, None)
+
+
+def test_the_schedule_says_what_comes_and_why_what_was_skipped() -> None:
+    decision = {
+        "at": "2026-11-23T02:00:03+00:00", "trigger": "cron", "started": False, "sentence": "Skipped: <quiet> hours.",
+    }  # fmt: skip
+    state = {"outlook": "The next run starts at noon.", "changed_by": "ann", "decisions": [decision]}
+    shown = schedule_table(state)
+    assert "The next run starts at noon." in shown
+    assert "Changed by ann." in shown
+    assert (
+        "<td>2026-11-23 02:00</td><td>by the clock</td><td>skipped</td><td>Skipped: &lt;quiet&gt; hours.</td>" in shown
+    )
+    assert "Nothing was decided yet." in schedule_table({**state, "decisions": []})
+
+
+def test_the_line_beside_the_button_says_time_memory_and_what_stands_in_the_way() -> None:
+    found = {
+        "sentence": "About 12 min, 1.9 GB of memory.", "warning": None, "refusal": None,
+        "estimate": {"basis": "Learned from the last run."},
+    }  # fmt: skip
+    assert "About 12 min, 1.9 GB of memory.<br><small>Learned from the last run." in preflight_sentences(found)
+    assert "<b>Near the limit.</b>" in preflight_sentences({**found, "warning": "Near the limit."})
+    assert preflight_sentences({**found, "refusal": "Too large."}) == "<p><b>Too large.</b></p>"
+
+
+def test_a_run_shows_what_was_expected_and_what_it_took() -> None:
+    said = {"total_s": 700.0, "memory_bytes": 1.9e9, "actual": {"total_s": 730.0, "memory_bytes": 2.04e9}}
+    assert "expected 12 min and 1.9 GB, took 12 min and 2.0 GB" in run_card({**RUN, "preflight": said})
+    waiting = {**said, "actual": {"total_s": None, "memory_bytes": None}}
+    assert "expected 12 min and 1.9 GB<" in run_card({**RUN, "preflight": waiting})
 
 
 def test_the_overview_counts_what_there_is() -> None:

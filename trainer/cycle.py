@@ -68,7 +68,14 @@ class Surroundings:
     cores: int | None = None
 
 
-def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path, folder: str = "runs") -> Run:
+def plan_run(  # noqa: PLR0917 - the last two are named by callers
+    plan: Plan,
+    snapshot: Snapshot,
+    base: BaseModel,
+    data_dir: Path,
+    folder: str = "runs",
+    preflight: dict[str, Any] | None = None,
+) -> Run:
     """Make the run directory in `folder` of the data directory, state `queued`."""
     now = datetime.now(UTC)
     config = RunConfig(
@@ -97,6 +104,7 @@ def plan_run(plan: Plan, snapshot: Snapshot, base: BaseModel, data_dir: Path, fo
         requested_by=plan.requested_by,
         trackers=list(plan.trackers),
         launch=plan.launch.kept(),
+        preflight=preflight,
     )
     return Run.create(data_dir / folder, config)
 

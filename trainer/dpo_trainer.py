@@ -38,11 +38,10 @@ from trainer.packing import balanced, pack
 from trainer.pair_attention import attending_by_pairs
 from trainer.pair_losses import PairScores, pair_losses
 from trainer.pair_rows import COLUMNS, Row, WeightedPair, by_answer, collate, columns, row_of, tokens_of
+from trainer.recipe import TOKENS
 from trainer.reference_cache import PairLogps, ReferenceCache, pair_key
 from trainer.tokens import PairTokens
 
-TOKENS_ON_CPU = 1024  # beyond a few hundred tokens a longer row is no faster there, only larger
-TOKENS_ON_GPU = 8192
 LOSSES = frozenset({"sigmoid", "ipo", "robust", "apo_zero", "sft"})
 PROBE_TOKENS = 48  # of the prompt's end and of each answer, compared once before training
 PROBE_TOLERANCE = {torch.float32: 1e-4}  # relative, of a summed log-probability; other precisions: the line below
@@ -83,8 +82,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         share, processes = args.per_device_train_batch_size, args.world_size
         data = Dataset.from_list(in_steps(rows, share * processes, processes))
         super().__init__(args=args, train_dataset=data, data_collator=collate, **others)
-        on_cpu = self.accelerator.device.type == "cpu"
-        self.tokens_per_batch = tokens_per_batch or (TOKENS_ON_CPU if on_cpu else TOKENS_ON_GPU)
+        self.tokens_per_batch = tokens_per_batch or TOKENS["cpu" if self.accelerator.device.type == "cpu" else "gpu"]
         self.train_dataset: Any
         self._is_adapter = hasattr(self.model, "disable_adapter")
         self._causal_lm = self.model.get_base_model() if self._is_adapter else self.model

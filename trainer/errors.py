@@ -4,6 +4,8 @@
     ├── UnknownRecipe          no recipe of that name
     ├── BadRecipe              a recipe key or value that is not allowed
     ├── BadRunRequest          a run (or its cancelling) that cannot be asked for like this
+    ├── BadSchedule            a cron expression, hours or numbers that are not allowed
+    ├── NotEnoughMemory        a run certainly does not fit
     ├── RunActive              another run is going on; `.run` is that run
     ├── RunNotFound
     ├── VersionNotFound
@@ -47,6 +49,14 @@ class BadRecipe(TrainerError):
 
 
 class BadRunRequest(TrainerError):
+    pass
+
+
+class BadSchedule(TrainerError):
+    pass
+
+
+class NotEnoughMemory(TrainerError):
     pass
 
 

@@ -37,6 +37,7 @@ from trainer.recipe import CONTINUED_PRETRAINING, DPO, KTO, SFT, Recipe, from_ma
 from trainer.runs import Run, RunConfig
 from trainer.stage import Setting
 from trainer.two_stages import join_adapters, merge_into_base
+from trainer.usage import Usage, together
 from trainer.weights import ADAPTER, MODEL, save_weights, write_gguf_form
 
 WEIGHTS = "weights"  # of a stage, below its checkpoints
@@ -125,13 +126,15 @@ def _train_stage(
     trainer.add_callback(watch(stage, recipe.batch_size, progress, steps_before=steps_before, rows_before=rows_before))
     if stage.validation is not None:
         stage.validation.add_to(trainer, steps_before=steps_before, rows_before=rows_before)
-    train_from_last(
-        trainer,
-        setting.run.directory / "metrics.jsonl",
-        recipe.save_every_steps,
-        say=partial(print, flush=True),
-        begins_at=lambda step: progress.write("training", from_step=steps_before + step),
-    )
+    usage = Usage()
+    with usage.training():
+        train_from_last(
+            trainer,
+            setting.run.directory / "metrics.jsonl",
+            recipe.save_every_steps,
+            say=partial(print, flush=True),
+            begins_at=lambda step: progress.write("training", from_step=steps_before + step),
+        )
     steps = stage.total_steps
     if stage.validation is not None and stage.validation.stopped_at is not None:
         steps = stage.validation.stopped_at
@@ -146,6 +149,7 @@ def _train_stage(
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "validation": stage.validation.facts if stage.validation else None,
+        "measured": usage.measured(trainer.accelerator),
         **stage.facts,
     }
 
@@ -163,7 +167,7 @@ def _unite(checkpoints: Path, weights: Path) -> None:
 def _sums(facts: list[dict[str, Any]]) -> dict[str, Any]:
     """training.json from the facts of the stages: those of the last one, steps and rows of all."""
     sums = {key: sum(stage[key] for stage in facts) for key in ("steps", "pairs")}
-    return {**facts[-1], **sums, "stages": facts}
+    return {**facts[-1], **sums, "measured": together([stage["measured"] for stage in facts]), "stages": facts}
 
 
 def _check_processes(process: Any, config: RunConfig) -> None:

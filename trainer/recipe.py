@@ -21,7 +21,9 @@ from trainer.errors import BadRecipe, UnknownRecipe
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT = "dpo-lora"
 PRACTICE = "practice"
-LITTLE_TOKENS, FEWEST_TOKENS = 1024, 128  # of the fast step, where memory ran out with the device's own number
+# The fast step's tokens in memory at once where a recipe says nothing: on a CPU a longer row is no faster, only larger.
+TOKENS = {"cpu": 1024, "gpu": 8192}
+FEWEST_TOKENS = 128
 LOSSES = ("sigmoid", "ipo", "robust", "apo_zero", "sigmoid_sft")
 
 DPO, SFT, SFT_THEN_DPO, KTO, CONTINUED_PRETRAINING = METHODS = (
@@ -207,15 +209,20 @@ class Recipe:
         first = replace(self, method=SFT, learning_rate=self.sft_learning_rate, epochs=self.sft_epochs)
         return [first, replace(self, method=DPO)]
 
+    @property
+    def takes_fast_step(self) -> bool:
+        """Whether `dpo_trainer.py` may take its own step."""
+        return self.method in _ON_PAIRS and self.fast_step == "auto"
+
     def halved(self, times: int) -> Recipe:
         """The same steps with less in memory at once: micro batch and tokens halved so many times, down to one pair."""
         if times == 0:
             return self
         least = 2 if self.method == KTO else 1
         smaller = replace(self, micro_batch_size=max(least, self.micro_batch_size >> times))
-        if self.method not in _ON_PAIRS or self.fast_step == "off":
+        if not self.takes_fast_step:
             return smaller
-        tokens = (self.tokens_per_batch or LITTLE_TOKENS) >> times
+        tokens = (self.tokens_per_batch or TOKENS["cpu"]) >> times
         return replace(smaller, tokens_per_batch=max(FEWEST_TOKENS, tokens))
 
     def mix(self, seed: int) -> Mix:

@@ -78,6 +78,7 @@ class RunConfig:
     requested_by: str
     trackers: list[str] = field(default_factory=list)
     launch: dict[str, Any] = field(default_factory=dict)  # see command.Launch
+    preflight: dict[str, Any] | None = None
 
 
 class Run:
@@ -264,7 +265,15 @@ class Run:
             "evaluation": summary(evaluation) if evaluation else None,
             "evaluation_progress": progress.get("evaluation"),
             "resumed": record.get("resumed", 0),
+            "preflight": compared(config.preflight, self.training, self._total_s(record)),
         }
+
+    def _total_s(self, record: dict[str, Any]) -> float | None:
+        """Seconds from the start to the end, None before."""
+        if not record.get("finished_at"):
+            return None
+        began, ended = (datetime.fromisoformat(when) for when in (self.config.created_at, record["finished_at"]))
+        return max(0.0, (ended - began).total_seconds())
 
     @staticmethod
     def _eta_s(
@@ -296,6 +305,28 @@ def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The numbers of an evaluation without its list of pairs."""
     keys = ("wins", "ties", "losses", "p_value", "interval", "win_rate", "mean_margin", "pairs")
     return {key: evaluation[key] for key in keys}
+
+
+def compared(
+    said: dict[str, Any] | None, training: dict[str, Any] | None, total_s: float | None
+) -> dict[str, Any] | None:
+    """The preflight's estimate beside what happened; `ratio` is actual / estimated, None while it is not known."""
+    if not said or not said["estimate"]:
+        return None
+    estimate, measured = said["estimate"], (training or {}).get("measured")
+    actual: dict[str, float | None] = {"memory_bytes": None, "training_s": None, "total_s": total_s}
+    if measured:
+        actual["memory_bytes"] = measured["peak_device_memory_bytes"] or measured["peak_memory_bytes"]
+        actual["training_s"] = measured["training_s"]
+    return {
+        **{key: said[key] for key in ("sentence", "policy", "warning")},
+        **{key: estimate[key] for key in (*actual, "basis")},
+        "actual": actual,
+        "ratio": {
+            key: round(value / estimate[key], 2) if value is not None and estimate[key] else None
+            for key, value in actual.items()
+        },
+    }
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from feedback_store.durable import write_json
 from feedback_store.errors import StoreError
@@ -25,6 +27,7 @@ from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
 from trainer.command import Launch, choose_launch, show_command, write_accelerate_config
 from trainer.cycle import (
+    POLL_S,
     Plan,
     Surroundings,
     comparison,
@@ -35,9 +38,10 @@ from trainer.cycle import (
     weights_of,
 )
 from trainer.disk import check_disk
-from trainer.errors import BadRunRequest, ChildFailed, RunActive, TrainerError
+from trainer.errors import BadRunRequest, ChildFailed, NotEnoughMemory, RunActive, TrainerError
 from trainer.launch import available_cores, check_training_available, threads_per_process
 from trainer.launchers import EVALUATION, TRAINING, Work, launcher_for
+from trainer.preflight import Policy, Preflight, parts_of, preflight
 from trainer.recipe import (
     CONTINUED_PRETRAINING,
     DEFAULT,
@@ -51,6 +55,7 @@ from trainer.recipe import (
 )
 from trainer.report import ensure_report
 from trainer.restarts import check_resumable
+from trainer.room import RoomOf, machine_room
 from trainer.runs import Run, RunState, list_runs
 from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
 from trainer.trackers import check_trackers
@@ -69,12 +74,23 @@ class _Cancelled(BaseException):
     """Someone cancelled the run."""
 
 
+class Lender(Protocol):
+    """Who serves a model, and can end it to lend its memory to a run (see `preflight.Policy`)."""
+
+    def pause(self, why: str, back_in_s: float) -> Future[None]:
+        """Begin to end the served model; done once its memory is free."""
+
+    def resume(self) -> None:
+        """Begin to serve it again."""
+
+
 class Supervisor:
     """Starts, watches, cancels and lists runs. Thread-safe.
 
     `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
     `cpu_count`: cores to plan with, by default those this process may use. `trackers`: see `trackers.py`. `launcher`,
-    `strategy`: those of runs that name none; `launcher_options` are those of each launcher, by its name.
+    `strategy`: those of runs that name none; `launcher_options` are those of each launcher, by its name. `policy`,
+    `room`: what `preflight.py` asks. `lender`: set before `start` where a model is served beside.
     """
 
     def __init__(
@@ -89,7 +105,12 @@ class Supervisor:
         launcher: str = "local",
         strategy: str | None = None,
         launcher_options: Mapping[str, str] | None = None,
+        policy: Policy = Policy.SHARE,
+        room: RoomOf = machine_room,
     ) -> None:
+        self.lender: Lender | None = None
+        self._policy = policy
+        self._room = room
         self.data_dir = data_dir.absolute()
         self.base = base
         self.versions = Versions(self.data_dir / "versions")
@@ -155,6 +176,7 @@ class Supervisor:
     def _act(self, run: Run) -> None:
         """Bring one run to its end, whatever happens."""
         try:
+            self._borrow(run)
             run_cycle(run, Surroundings(self.versions, self._champion, self._wait, self._cpu_count))
         except _Cancelled:
             self._end_processes(run)
@@ -163,6 +185,19 @@ class Supervisor:
             self._fail(run, str(error))
         except Exception as error:  # noqa: BLE001 - an edge: our own bug must end one run, not the loop with a ghost
             self._fail(run, f"An error inside Zephyr Loop: {type(error).__name__}: {error}. Please report it.")
+        self._give_back(run)  # a server that stops keeps it lent: the next one adopts the run
+
+    def _borrow(self, run: Run) -> None:
+        """Have the served model ended where the run needs its memory; returns once that is free."""
+        if self.lender is not None and borrows(run):
+            ending = self.lender.pause(*pause_of(run))
+            while not ending.done():
+                self._wait(POLL_S)
+            ending.result()
+
+    def _give_back(self, run: Run) -> None:
+        if self.lender is not None and borrows(run):
+            self.lender.resume()
 
     def _wait(self, seconds: float) -> None:
         """Sleep, but wake at once to stop or to cancel."""
@@ -223,9 +258,38 @@ class Supervisor:
                 )
             check_disk(self.data_dir, self.base, plan.recipe)
             snapshot = self._snapshot_for(plan)
-            run = plan_run(plan, snapshot, self.base, self.data_dir)
+            expected = self._preflight(plan, parts_of(snapshot))
+            if expected.refusal:
+                raise NotEnoughMemory(expected.refusal)
+            run = plan_run(plan, snapshot, self.base, self.data_dir, preflight=expected.as_dict())
             self._take_on(run)
             return run
+
+    def preflight(self, preview: Callable[[str | None, Mix], Mapping[str, Any]], **request: Any) -> dict[str, Any]:
+        """What `start_run` would make of `request`: memory, time, policy, and why it would be refused. Starts nothing.
+
+        `preview` gives the rows that `freeze` would write. Raises what `start_run` raises of a request.
+        """
+        plan = self._plan(**request)
+        return self._preflight(plan, preview(plan.practice, self._mix_of(plan))).as_dict()
+
+    def _preflight(self, plan: Plan, parts: Mapping[str, Any]) -> Preflight:
+        return preflight(
+            plan,
+            parts,
+            self.base,
+            self.data_dir / "models",
+            runs=self.runs(),
+            room=self._room(plan.device),
+            policy=self._policy,
+            is_serving=self.lender is not None,
+            cores=self._cpu_count,
+        )
+
+    def left_paused(self) -> Run | None:
+        """The run of an earlier server that goes on with the memory of the served model, if there is one."""
+        going_on = next((run for run in self.runs() if run.is_active), None)
+        return going_on if going_on is not None and borrows(going_on) else None
 
     def prepare_by_hand(self, **request: Any) -> dict[str, Any]:
         """The command of the run that `start_run` would start for `request`; see `show_command`. Starts nothing.
@@ -306,10 +370,14 @@ class Supervisor:
         )
 
     def _snapshot_for(self, plan: Plan) -> Snapshot:
+        return self._freeze(plan.practice, self._mix_of(plan))
+
+    @staticmethod
+    def _mix_of(plan: Plan) -> Mix:
         mix = plan.recipe.mix(plan.seed)
         if plan.dialogues and plan.recipe.method == SFT:
             mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
-        return self._freeze(plan.practice, mix)
+        return mix
 
     def _texts(self, recipe: Recipe) -> dict[str, Any] | None:
         if recipe.method != CONTINUED_PRETRAINING:
@@ -427,6 +495,19 @@ class Supervisor:
 
 def _with_deadline(recipe: Recipe, minutes: float | None) -> Recipe:
     return recipe if minutes is None else from_mapping(recipe.name, {**recipe.as_dict(), "deadline_minutes": minutes})
+
+
+def borrows(run: Run) -> bool:
+    """Whether a run needs the memory of the served model."""
+    return (run.config.preflight or {}).get("policy") == Policy.PAUSE
+
+
+def pause_of(run: Run) -> tuple[str, float]:
+    """What people read meanwhile, half a sentence, and in how many seconds it should be over."""
+    estimate = (run.config.preflight or {}).get("estimate")
+    began = datetime.fromisoformat(run.config.created_at).timestamp()
+    left_s = max(0.0, began + estimate["total_s"] - time.time()) if estimate else 0.0
+    return f"The model is learning ({run.run_id}) and needs the memory", left_s
 
 
 def _checked(name: str, value: int | None, low: int, high: int) -> int | None:

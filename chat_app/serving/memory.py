@@ -25,6 +25,16 @@ def available_bytes(cgroups: Path = CGROUPS) -> int:
     return min([int(psutil.virtual_memory().available), *_limits(cgroups)])
 
 
+def total_bytes(cgroups: Path = CGROUPS) -> int:
+    """Memory there is, used or not, in bytes."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = (cgroups / "memory.max").read_text().strip()
+        return total if limit == "max" else min(total, int(limit))
+    except (OSError, ValueError):
+        return total
+
+
 def cache_bytes(gguf: Path, context_tokens: int) -> int:
     """What the keys and values of `context_tokens` tokens take; 0 where the file does not say (it is no model then)."""
     try:

@@ -5,7 +5,8 @@ stream keeps the engine it began with, so no answer mixes two versions. Whatever
 engine serving, untouched. The engine before stays warm, so that going back is a flip; the one before that is drained
 and closed. Other versions can be served beside the champion, each pinned by its name. Where there is no room for two
 engines a swap is refused, unless a maintenance swap is asked for: then new answers wait in a short queue while the old
-engine ends and the new one starts. An engine whose process died is started again by the next pin, at once the first
+engine ends and the new one starts. `pause` ends every engine to lend its memory to a training, until `resume`. An
+engine whose process died is started again by the next pin, at once the first
 time and then with growing pauses (`backoff.py`).
 
 All methods belong to one event loop; other threads use `asyncio.run_coroutine_threadsafe`. Which version *should*
@@ -19,6 +20,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from chat_app.serving.backoff import Backoff
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 QUEUE_LIMIT = 32  # answers that wait while a maintenance swap goes on
 QUEUE_RETRY_S = 10.0
 WARM_CHECK_S = 10.0
+PAUSE_RETRY_S = (10.0, 600.0)  # who asks in a pause comes back after what is left of it, within these bounds
 TRIES_BEFORE_A_PROBLEM = 5
 
 Commit = Callable[[], Awaitable[None]]
@@ -73,6 +76,23 @@ class _Holder:
             self.idle.set()
 
 
+class SlotPaused(EngineBusy):
+    """Nothing is served for a while: the memory is lent to a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """Why nothing is served for a while, and when it should be over by the slot's clock."""
+
+    why: str
+    until_s: float
+
+    def sentence(self, now_s: float) -> str:
+        """What people read; whole minutes, so that it does not change every second."""
+        left_min = round((self.until_s - now_s) / 60)
+        return f"{self.why}: chat comes back by itself, {f'in about {left_min} min' if left_min > 0 else 'soon'}."
+
+
 class ModelSlot:
     """Holds the served engines.
 
@@ -98,6 +118,7 @@ class ModelSlot:
         self._beside: dict[str, _Holder] = {}
         self._warm: str | None = None  # which of those beside is the champion before
         self._closed = False
+        self._paused: _Pause | None = None
         self._lock = asyncio.Lock()  # held by whoever changes what is served
         self._switching: str | None = None  # the version a maintenance swap goes to
         self._reopened = asyncio.Event()
@@ -125,6 +146,8 @@ class ModelSlot:
     @property
     def problem(self) -> str | None:
         """What people should know about the champion's engine, if there is anything."""
+        if self._paused is not None:
+            return self._paused.sentence(self._clock())
         if self._switching is not None:
             return f"Switching to {self._switching}: new answers wait until it is ready."
         one = self._champion
@@ -134,6 +157,16 @@ class ModelSlot:
             f"The engine of {one.version} stopped, and {one.backoff.tries} tries to start it again did not last "
             f"({one.last_failure or 'it died again'}). It is tried again when somebody asks something."
         )
+
+    @property
+    def is_paused(self) -> bool:
+        """True from `pause` to `resume`."""
+        return self._paused is not None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is a champion, alive or not."""
+        return self._champion is not None
 
     @property
     def draining(self) -> int:
@@ -148,6 +181,7 @@ class ModelSlot:
     async def start(self, served: ServedVersion) -> None:
         """Start, verify and serve the first engine. Raises EngineError."""
         async with self._lock:
+            self._refuse_while_paused()
             if self._champion is not None or self._closed:
                 raise EngineStartFailed(f"the slot cannot start {served.version}: it was started before; swap instead")
             self._champion = await self._new(served)
@@ -191,6 +225,18 @@ class ModelSlot:
             self._retire(self._beside.pop(version))
             self._warm = None if self._warm == version else self._warm
 
+    async def pause(self, why: str, back_in_s: float) -> None:
+        """End every engine, once its streams have ended: its memory is needed. Nothing starts until `resume`.
+
+        Who asks meanwhile gets SlotPaused with `why`, half a sentence; `back_in_s` is when to come back. Before `start`
+        it keeps the slot empty; pausing twice only changes the words.
+        """
+        await self._unstoppable(self._pause(_Pause(why, self._clock() + back_in_s)))
+
+    async def resume(self) -> None:
+        """Start again what was served before `pause`. What cannot start is tried again by the next pin."""
+        await self._unstoppable(self._resume())
+
     async def close(self) -> None:
         """Close every engine now, the draining ones too; their streams break."""
         self._closed = True
@@ -225,6 +271,7 @@ class ModelSlot:
     async def _living(self, version: str | None) -> _Holder:
         """The living engine asked for: waited for while a maintenance swap goes on, started again where it is dead."""
         while True:
+            self._refuse_while_paused()
             holder = self._find(version)
             if self._switching is not None and holder is self._champion:
                 await self._wait_in_the_queue(self._switching)
@@ -232,6 +279,12 @@ class ModelSlot:
                 return holder
             else:
                 await self._revived(holder)
+
+    def _refuse_while_paused(self) -> None:
+        if self._paused is not None:
+            now_s = self._clock()
+            wait_s = min(PAUSE_RETRY_S[1], max(PAUSE_RETRY_S[0], self._paused.until_s - now_s))
+            raise SlotPaused(self._paused.sentence(now_s), wait_s)
 
     async def _wait_in_the_queue(self, switching_to: str) -> None:
         if self._queued >= QUEUE_LIMIT:
@@ -263,6 +316,8 @@ class ModelSlot:
         async with self._lock:
             if dead is not self._champion and dead is not self._beside.get(dead.version):
                 return  # a swap came first
+            if self._paused is not None:
+                return  # its memory is lent
             log.warning("The engine of %s died; starting it again.", dead.version)
             try:
                 new = await self._new(dead.served, dead.backoff)
@@ -293,6 +348,7 @@ class ModelSlot:
 
     async def _swap(self, served: ServedVersion, commit: Commit | None, *, maintenance: bool) -> str:
         async with self._lock:
+            self._refuse_while_paused()
             old = self._holder()
             if served.version == old.version:
                 if not old.engine.is_alive:
@@ -379,6 +435,7 @@ class ModelSlot:
 
     async def _serve_beside(self, served: ServedVersion) -> None:
         async with self._lock:
+            self._refuse_while_paused()
             if served.version == self.version:
                 return
             there = self._beside.get(served.version)
@@ -390,6 +447,29 @@ class ModelSlot:
                 self._beside[served.version] = new
             if self._warm == served.version:
                 self._warm = None  # it stays because somebody asked for it now
+
+    async def _pause(self, pause: _Pause) -> None:
+        self._paused = pause  # from here on nobody gets a pin
+        async with self._lock:
+            self._drop_warm()
+            served = [one for one in (self._champion, *self._beside.values()) if one is not None]
+            await asyncio.gather(*map(self._drain, served), *self._retiring)
+            log.warning("Paused: %s", pause.why)
+
+    async def _resume(self) -> None:
+        async with self._lock:
+            if self._paused is None:
+                return
+            self._paused = None
+            if self._closed or self._champion is None:
+                return
+            await self._bring_back(self._champion)
+            for version, old in list(self._beside.items()):
+                try:
+                    self._beside[version] = await self._new(old.served, old.backoff)
+                except EngineError as error:
+                    log.warning("%s is not served beside again after a pause: %s", version, error)
+            log.info("Serving %s again.", self._champion.version)
 
     def _drop_warm(self) -> None:
         if self._warm is not None:

@@ -16,6 +16,8 @@ from chat_app.serving.engine import EngineError
 from chat_app.ui.command import CommandSection
 from chat_app.ui.curves import LOG_LINES, LiveCurves
 from chat_app.ui.data import DataSection
+from chat_app.ui.preflight import PreflightLine, preflight_line
+from chat_app.ui.schedule import ScheduleSection
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
 from feedback_store.practice import TASTES
@@ -60,6 +62,7 @@ class AdminPage:
                     self.start = gr.Button("Start retrain", variant="primary", elem_id="start-retrain")
                     self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel-run")
                     self.resume = gr.Button("Resume", visible=False, elem_id="resume-run")
+                self.preflight = PreflightLine(self.operations, self.refusals, self.recipe, self.steps, self.processes)
             with gr.Column(min_width=320):
                 gr.Markdown("### Practice: teach it a taste")
                 self.taste = gr.Radio(
@@ -95,6 +98,7 @@ class AdminPage:
             "Upload a file instead", file_types=[".jsonl", ".json", ".parquet", ".csv", ".gz"], size="sm"
         )
         self.imported = gr.Markdown(elem_id="imported")
+        ScheduleSection(self.operations.scheduling, self.refusals)
         DataSection(self.operations.data, self.refusals)
         self.timer = gr.Timer(EVERY_S)
 
@@ -106,6 +110,7 @@ class AdminPage:
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(self.look, None, view, **quiet)
+        self.preflight.show_on(page, self.imported, self.versions)
         self.timer.tick(self.look_again, [self.seen], view, **quiet)
         self.start.click(
             self.start_retrain, [self.recipe, self.steps, self.processes], [self.message, *view], trigger_mode="once",
@@ -338,6 +343,7 @@ def run_card(body: Mapping[str, Any]) -> str:
             f'<div class="zl-bar" role="progressbar" aria-valuenow="{done:.0f}">'
             f'<i class="done" style="width:{done:.0f}%"></i></div>'
         )
+    head += preflight_line(body)
     if body["error"]:
         head += f'<div class="zl-log">{escape(body["error"])}</div>'
     if body["verdict"]:

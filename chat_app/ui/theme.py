@@ -41,9 +41,11 @@ def navigation(here: str, status: Status) -> str:
     links = "".join(
         f'<a href="{path}"{" aria-current=page" if name == here else ""}>{name}</a>' for name, path in PAGES
     )
+    banner = status.problem if status.is_paused and here != "Admin" else None  # there it stands in the overview
+    paused = f'<p class="zl-banner" role="status">{escape(banner)}</p>' if banner else ""
     return (
         f'<nav class="zl-nav" aria-label="Pages"><span class="zl-brand">Zephyr Loop</span>{links}'
-        f'<span class="zl-badge" title="{escape(badge_title(status))}">{escape(badge(status))}</span></nav>'
+        f'<span class="zl-badge" title="{escape(badge_title(status))}">{escape(badge(status))}</span></nav>{paused}'
     )
 
 

@@ -330,6 +330,28 @@ def slow(tmp_path: Path, tiny: Path) -> Iterator[Server]:
         yield running
 
 
+def test_the_schedule_is_shown_refused_changed_and_reset(page: Page, server: Server) -> None:
+    page.goto("/admin/")
+    page.get_by_text("Schedule: when retrains start by themselves").click()
+    shown, cron = page.locator("#schedule-shown"), page.locator("#schedule-cron").get_by_role("textbox")
+    expect(shown).to_contain_text("new preferences")
+    cron.fill("often")
+    page.click("#schedule-save")
+    expect(shown).to_contain_text("it must have five fields")
+    expect(cron).to_have_value("often")
+    cron.fill("0 2 * * *")
+    page.locator("#schedule-quiet").get_by_role("textbox").fill("08:00-18:00")
+    page.click("#schedule-save")
+    expect(shown).to_contain_text("02:00")
+    assert server.get("/v1/schedule")["quiet"] == "08:00-18:00"
+    page.click("#schedule-off")
+    expect(shown).to_contain_text("Runs start only when somebody asks.")
+    expect(cron).to_have_value("")
+    page.click("#schedule-reset")
+    expect(shown).to_contain_text("As the settings say.")
+    assert server.get("/v1/schedule")["every"] == 50
+
+
 def gauge(server: Server, name: str) -> float:
     return next(
         float(line.split()[-1]) for line in server.http.get("/metrics").text.splitlines() if line.startswith(name + " ")
