@@ -108,12 +108,12 @@ def report(found: list[dict[str, Any]], setting: dict[str, Any], out: Path) -> N
             memory = median(own, "peak_mb") / median(part, "peak_mb")
             ratios = " | ".join(f"{one:.1f}x" for one in (*known, *counted))
             lines.append(f"| {part} ({own}{equal}) | {ratios} | {memory:.2f}x |")
-    if rounds("incremental") and rounds("TRL tuned, fp32"):
+    if rounds("incremental") and rounds("TRL tuned, fp32") and not setting["short"]:
         lines += ["", *_to_the_first_step(median, found)]
     head = (
         f"`make bench-train`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
         f"{setting['pairs']} {'made-up pairs on a tiny model' if setting['short'] else 'UltraFeedback pairs'} a round, "
-        f"{BATCH} pairs a step, LoRA r16 on all linear layers."
+        f"{BATCH} pairs a step, LoRA r16 on all linear layers. {setting['note']}".rstrip()
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(["# A DPO step", "", head, "", *lines, "", NOTES]) + "\n", encoding="utf-8")
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these variants")
     parser.add_argument("--raw", type=Path, help="JSON lines of measurements to add to")
     parser.add_argument("--out", type=Path, default=REPORT)
+    parser.add_argument("--note", default="", help="a sentence for the head of the report")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -190,7 +191,7 @@ def main() -> None:
             if options.raw:
                 with options.raw.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(found[-1]) + "\n")
-    report(found, setting, options.out)
+    report(found, {**setting, "note": options.note}, options.out)
 
 
 if __name__ == "__main__":

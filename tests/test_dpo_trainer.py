@@ -322,14 +322,15 @@ def test_a_model_that_does_not_attend_as_told_is_found_out(tmp_path: Path) -> No
     assert trainer.difference() is None
     with pytest.MonkeyPatch.context() as patch:
         # A row whose answers see each other, as in a model that makes a mask of its own.
-        patch.setattr(pair_attention, "_by_pair", lambda q, k, v, _row, **how: plain_causal(q, k, v, **how))
+        patch.setattr(pair_attention, "_by_pair", lambda q, k, v, _row, scale: plain_causal(q, k, v, scale))
         assert "off the plain ones" in trainer.difference()
 
 
-def plain_causal(query: Any, key: Any, value: Any, **how: Any) -> Any:
+def plain_causal(query: Any, key: Any, value: Any, scale: float) -> Any:
     from torch.nn.functional import scaled_dot_product_attention
 
-    return scaled_dot_product_attention(query, key, value, is_causal=True, **how).transpose(1, 2)
+    found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    return found.transpose(1, 2)
 
 
 def test_a_head_that_is_more_than_a_matrix_is_found_out(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         """
         from accelerate.utils import broadcast_object_list, gather_object
 
-        rows = {pair_key(tokens): tokens for tokens in map(tokens_of, self.train_dataset)}
+        keys = [pair_key(tokens_of(row)) if row["weight"] else "" for row in self.train_dataset]
+        rows = {key: tokens_of(row) for key, row in zip(keys, self.train_dataset, strict=True) if key}
         known = cache.load() if self.accelerator.is_main_process else {}
         shared = [{key: known[key] for key in rows if key in known}]
         broadcast_object_list(shared)  # another run may be writing: all processes must miss the same pairs
@@ -212,13 +213,13 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         computed: dict[str, PairLogps] = {}
         for start in range(0, len(mine), REFERENCES_AT_ONCE):
             report(len(found) + start * self.accelerator.num_processes, len(rows))
-            keys = mine[start : start + REFERENCES_AT_ONCE]
-            new = dict(zip(keys, self.reference_logps([rows[key] for key in keys]), strict=True))
+            some = mine[start : start + REFERENCES_AT_ONCE]
+            new = dict(zip(some, self.reference_logps([rows[key] for key in some]), strict=True))
             cache.append(new)
             computed |= new
         for part in gather_object([computed]):
             found |= part
-        logps = [found[pair_key(tokens_of(row))] for row in self.train_dataset]
+        logps = [found[key] if key else PairLogps(0.0, 0.0) for key in keys]  # those that fill up count nowhere
         self.train_dataset = self.train_dataset.add_column("ref_chosen_logps", [one.chosen for one in logps])
         self.train_dataset = self.train_dataset.add_column("ref_rejected_logps", [one.rejected for one in logps])
         self.facts["references"] = {"cached": len(rows) - len(missing), "computed": len(missing)}

@@ -8,7 +8,7 @@ weight 0 fills up a short last step: it is computed with and counts nowhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,24 +33,16 @@ class Row:
     position_ids: Tensor
     predicting: Tensor
     targets: Tensor
-    _masks: dict[str, Any] = field(default_factory=dict)
-
-    def answer_mask(self, pair: PairLengths) -> Tensor:
-        """Who of prompt + rejected each token of `rejected` sees, bool [rejected, prompt + rejected]."""
-        key = f"{pair.prompt} {pair.rejected}"
-        if key not in self._masks:
-            square = torch.ones(pair.rejected, pair.prompt + pair.rejected, dtype=torch.bool)
-            self._masks[key] = square.tril(pair.prompt).to(self.input_ids.device)
-        return self._masks[key]
+    _block_mask: Any = None
 
     def block_mask(self) -> Any:
         """FlexAttention's mask of the whole row, made once for all layers."""
-        if "block" not in self._masks:
+        if self._block_mask is None:
             from torch.nn.attention.flex_attention import create_block_mask
 
             tokens, device = self.layout.tokens, self.input_ids.device
-            self._masks["block"] = create_block_mask(self.sees(), None, None, tokens, tokens, device=str(device))
-        return self._masks["block"]
+            self._block_mask = create_block_mask(self.sees(), None, None, tokens, tokens, device=str(device))
+        return self._block_mask
 
     def sees(self) -> Any:
         """The same as `RowLayout.visible`, as a function of indices."""
