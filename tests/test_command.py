@@ -171,6 +171,14 @@ def test_a_run_from_before_there_was_a_choice_was_local(supervisor: Supervisor) 
     assert Launch.of(run.config) == Launch("local", "ddp", num_processes=2)
 
 
+def test_the_settings_strategy_is_for_several_processes(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data")
+    sharding = Supervisor(place.directory, place.supervisor().base, place.freeze, lambda: "v0", strategy="fsdp2")
+    assert sharding.prepare_by_hand(num_processes=1)["strategy"] == "single"
+    with pytest.raises(BadRunRequest, match="fsdp2 shards a model over GPUs"):
+        sharding.prepare_by_hand(num_processes=2)
+
+
 def test_the_local_launcher_refuses_several_machines_and_says_what_to_do(supervisor: Supervisor) -> None:
     with pytest.raises(BadRunRequest, match=r"this machine only, not on 2.*--show-command"):
         supervisor.start_run(num_processes=2, machines=2)

@@ -320,12 +320,13 @@ class Supervisor:
         launcher = launcher or self._launcher
         options = self._launcher_options.get(launcher, "")
         gpus = launcher_for(Launch(launcher, options=options)).gpus()
-        num_processes = _checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES)
+        wanted = _checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES)
+        processes = wanted or (max(1, gpus) if launcher == "local" else 1)
         return choose_launch(
             launcher,
-            strategy or self._strategy,
+            strategy or (self._strategy if processes > 1 else None),
             _checked("machines", machines, 1, MAX_PROCESSES),
-            num_processes=num_processes or (max(1, gpus) if launcher == "local" else 1),
+            num_processes=processes,
             device="gpu" if gpus else "cpu",
             options=options,
         )
