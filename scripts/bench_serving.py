@@ -195,7 +195,7 @@ def bare_llama(gguf: Path, work: Path) -> Iterator[Target]:
         config = llama_engine._config(ServedVersion("bare", gguf), "bare", None)
         yield Target(llama_engine._hand_over(process, config), {"Authorization": "Bearer bare"}, "bare")
     finally:
-        llama_engine._stop(process)
+        llama_engine.stop_process(process)
 
 
 @contextmanager
