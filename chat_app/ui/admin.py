@@ -174,7 +174,17 @@ class AdminPage:
         newest = runs[0].as_body() if runs else {}
         newest.pop("eta_s", None)
         status = self.operations.status()
-        return repr((newest, status.champion, status.serving, status.new_preferences, status.counts, status.problem))
+        return repr(
+            (
+                newest,
+                status.champion,
+                status.serving,
+                status.new_preferences,
+                status.counts,
+                status.problem,
+                status.watch,
+            )
+        )
 
     @staticmethod
     def _promote_button(body: Mapping[str, Any] | None, champion: str) -> gr.Button:
@@ -293,6 +303,7 @@ def overview(status: Status, run: Mapping[str, Any] | None) -> str:
         f'<div class="zl-card"><b>{escape(value)}</b><small>{escape(what)}</small></div>' for what, value in cards
     )
     health = status.problem or f"All is well: {status.serving or 'no version'} answers."
+    health += f" {status.watch}" if status.watch else ""
     return (
         f'<p class="zl-health">{escape(health)} <b>Next:</b> {escape(next_step(status, run))}</p>'
         f'<div class="zl-cards">{shown}</div>'
