@@ -5,9 +5,9 @@ and among the last ones of the version before. Two shares are compared by Fisher
 answers nothing else holds. The verdict is looked at after every answer, so the limit is strict; how often it is wrong
 where nothing is stands in docs/benchmarks/baking.md. Who collects the answers and goes back is `baking_watch.py`.
 
-Not covered: trouble that both versions have alike, and a change of load. First-token times are compared with those of
-minutes before, so only answers that come very much later count. An outage that begins in the watch looks like the new
-version's fault.
+Not covered: trouble that both versions have alike. First-token times are compared with those of minutes before, so only
+answers that come very much later count, and where more are written at once they may come later. An outage that begins
+in the watch looks like the new version's fault.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,7 +27,7 @@ ASSUMED_GOOD = 20
 IN_A_ROW = 5  # answers that failed or were empty, whatever the version before did
 
 # An answer is late, long or repetitive by these limits.
-LATER_TIMES, LATER_S = 3.0, 1.0  # than the median of the version before: both
+LATER_TIMES, LATER_S = 3.0, 1.0  # than the median of the version before under that load: both
 LONGER_TIMES = 2.0
 REPEATED_SHARE = 0.5
 N_GRAM = 4
@@ -62,7 +62,8 @@ EXCESS = {
 class Answered:
     """What is kept of one answer; its text is not. `first_token_s` None: nothing came, or it is not known any more.
 
-    `characters` 0: it is empty. `rating` is `up`, `down` or None.
+    `load`: the most answers that were written at once, this one among them, until its first token came. `characters`
+    0: it is empty. `rating` is `up`, `down` or None.
     """
 
     candidate_id: str
@@ -70,6 +71,7 @@ class Answered:
     characters: int
     repetitive: bool
     first_token_s: float | None = None
+    load: int = 1
     rating: str | None = None
 
     @property
@@ -78,11 +80,17 @@ class Answered:
 
 
 def answered(
-    candidate_id: str, text: str, *, failed: bool, first_token_s: float | None = None, rating: str | None = None
+    candidate_id: str,
+    text: str,
+    *,
+    failed: bool,
+    first_token_s: float | None = None,
+    load: int = 1,
+    rating: str | None = None,
 ) -> Answered:
     """What is kept of an answer with this text."""
     text = text.strip()
-    return Answered(candidate_id, failed, len(text), is_repetitive(text), first_token_s, rating)
+    return Answered(candidate_id, failed, len(text), is_repetitive(text), first_token_s, load, rating)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +138,14 @@ def decide(
     previous: str,
     *,
     engine_died: bool = False,
-    waiting_s: Sequence[float] = (),
+    waiting: Sequence[tuple[float, int]] = (),
 ) -> Verdict:
     """Whether the answers `seen` of a new version are clearly worse than those of `previous`, oldest first in both.
 
-    `engine_died`: its engine stopped while it answered. `waiting_s`: for how long those have waited that still have no
-    first token; one that waits for longer than the limit is late already.
+    `engine_died`: its engine stopped while it answered. `waiting`: seconds and load of those that still have no first
+    token; one that waits for longer than the limit is late already.
     """
-    shares = _shares(seen, before, waiting_s)
+    shares = _shares(seen, before, waiting)
     reasons = ["its engine stopped while it answered"] if engine_died else []
     last = seen[-IN_A_ROW:]
     if len(last) == IN_A_ROW and all(one.failed or one.is_empty for one in last):
@@ -146,7 +154,7 @@ def decide(
     return Verdict(tuple(shares), tuple(reasons))
 
 
-def _shares(seen: Sequence[Answered], before: Sequence[Answered], waiting_s: Sequence[float]) -> list[Share]:
+def _shares(seen: Sequence[Answered], before: Sequence[Answered], waiting: Sequence[tuple[float, int]]) -> list[Share]:
     def share(measure: Measure, new: Sequence[bool], old: Sequence[bool]) -> Share:
         return Share(measure, sum(new), len(new), sum(old), len(old))
 
@@ -165,12 +173,11 @@ def _shares(seen: Sequence[Answered], before: Sequence[Answered], waiting_s: Seq
             [one.rating == "down" for one in before if one.rating is not None],
         ),
     ]
-    times_before = [one.first_token_s for one in before if one.first_token_s is not None]
+    times_before = _first_tokens(before)
     if len(times_before) >= FEWEST_BEFORE:
-        limit_s = late_after_s(times_before)
-        times = [one.first_token_s for one in seen if one.first_token_s is not None]
-        times += [waited for waited in waiting_s if waited > limit_s]
-        shares.append(share(Measure.LATE, [one > limit_s for one in times], [one > limit_s for one in times_before]))
+        is_late = _late_after(times_before)
+        late = [is_late(*one) for one in _first_tokens(seen)] + [True for one in waiting if is_late(*one)]
+        shares.append(share(Measure.LATE, late, [is_late(*one) for one in times_before]))
     lengths_before = [one.characters for one in whole_before if one.characters]
     if len(lengths_before) >= FEWEST_BEFORE:
         longest = LONGER_TIMES * statistics.median(lengths_before)
@@ -185,10 +192,23 @@ def _whole(answers: Sequence[Answered]) -> list[Answered]:
     return [one for one in answers if not one.failed]
 
 
-def late_after_s(times_s: Sequence[float]) -> float:
-    """From where on a first token is late, by those of the version before."""
-    median = statistics.median(times_s)
-    return max(LATER_TIMES * median, median + LATER_S)
+def _first_tokens(answers: Sequence[Answered]) -> list[tuple[float, int]]:
+    return [(one.first_token_s, one.load) for one in answers if one.first_token_s is not None]
+
+
+def _late_after(before: Sequence[tuple[float, int]]) -> Callable[[float, int], bool]:
+    """Whether a first token is late under a load, by those of the version before.
+
+    Where n times as many answers are written at once, it may come n times as late.
+    """
+    median_s = statistics.median(first_token_s for first_token_s, _ in before)
+    usual_load = statistics.median(load for _, load in before)
+
+    def is_late(first_token_s: float, load: int) -> bool:
+        usual_s = median_s * max(1.0, load / usual_load)
+        return first_token_s > max(LATER_TIMES * usual_s, usual_s + LATER_S)
+
+    return is_late
 
 
 def is_repetitive(text: str) -> bool:

@@ -42,6 +42,15 @@ State = Literal["watching", "kept", "taken back", "ended"]
 
 
 @dataclass
+class Growing:
+    """An answer being written; `load`: the most at once until its first token."""
+
+    turn: TurnStream
+    began: float
+    load: int
+
+
+@dataclass
 class Watch:
     """One version being watched, or how that ended. `before`: the last answers of the version before, oldest first."""
 
@@ -56,23 +65,23 @@ class Watch:
     engine_died: bool = False
     seen: deque[Answered] = field(default_factory=lambda: deque(maxlen=LAST))
     ratings: dict[str, str] = field(default_factory=dict)
-    growing: dict[str, tuple[TurnStream, float]] = field(default_factory=dict)
+    growing: dict[str, Growing] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=lambda: Verdict((), ()))
     reason: str = ""  # why it was taken back
     took_s: float = 0.0
 
     def look(self, now: float) -> Verdict:
         """Judge what has been seen, by the clock `now`."""
-        waiting_s = []
+        waiting = []
         silent = []
-        for turn, began in self.growing.values():
-            if turn.wrote_at is None:
-                waiting_s.append(now - began)
-            elif now - turn.wrote_at > SILENT_S:
-                silent.append(Answered(turn.candidate_id, failed=True, characters=0, repetitive=False))
+        for one in self.growing.values():
+            if one.turn.wrote_at is None:
+                waiting.append((now - one.began, one.load))
+            elif now - one.turn.wrote_at > SILENT_S:
+                silent.append(answered(one.turn.candidate_id, "", failed=True))
         seen = [replace(one, rating=self.ratings.get(one.candidate_id)) for one in self.seen]
         self.verdict = decide(
-            [*seen, *silent], self.before, self.previous, engine_died=self.engine_died, waiting_s=waiting_s
+            [*seen, *silent], self.before, self.previous, engine_died=self.engine_died, waiting=waiting
         )
         return self.verdict
 
@@ -103,7 +112,8 @@ class Baking:
         self._watch: Watch | None = None
         self._looking: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._first_tokens_s: dict[str, float] = {}  # by candidate, the last of all versions
+        self._growing: dict[str, Growing] = {}
+        self._first_tokens: dict[str, tuple[float, int]] = {}  # seconds and load by candidate, the last of all versions
 
     # --- beginning and ending --------------------------------------------------------------------------------------
 
@@ -112,16 +122,15 @@ class Baking:
         if self._slot is None or self._settings.baking == "off":
             return None
         recent = self._store.load_recent_answers(previous, LAST)
-        before = [
-            answered(
-                one.candidate_id,
-                one.text,
-                failed=one.finish_reason == "error",
-                first_token_s=self._first_tokens_s.get(one.candidate_id),
-                rating=rating,
+        before = []
+        for one, rating in reversed(recent):
+            first_token_s, load = self._first_tokens.get(one.candidate_id, (None, 1))
+            failed = one.finish_reason == "error"
+            before.append(
+                answered(
+                    one.candidate_id, one.text, failed=failed, first_token_s=first_token_s, load=load, rating=rating
+                )
             )
-            for one, rating in reversed(recent)
-        ]
         return Watch(version, previous, before, self._clock())
 
     def begin(self, watch: Watch | None) -> None:
@@ -129,7 +138,7 @@ class Baking:
         self.end()
         if watch is not None:
             watch.began = self._clock()
-            self._watch = watch
+        self._watch = watch
 
     def keep_looking(self) -> None:
         """Look at the watch from time to time, so that answers that never come are seen too."""
@@ -137,14 +146,17 @@ class Baking:
             self._looking = asyncio.create_task(self._look())
 
     def end(self) -> None:
-        """Watch no longer: a person has decided, or the server stops."""
-        if self._watch is not None and self._watch.state == "watching":
-            self._watch.state = "ended"
+        """Watch no longer, and say nothing of it: a person has decided."""
+        if self._watch is None:
+            return
+        if self._watch.state == "watching":
             self._metrics.baked("ended")
+        self._watch.state = "ended"
 
     async def close(self) -> None:
         """The server stops: answers that break from now on are not the version's fault."""
-        self.end()
+        if self._watch is not None and self._watch.state == "watching":
+            self.end()
         self._wake.set()
         if self._looking is not None:
             self._looking.cancel()
@@ -167,24 +179,30 @@ class Baking:
 
     def begun(self, turn: TurnStream) -> None:
         """An answer is asked for."""
+        one = self._growing[turn.candidate_id] = Growing(turn, self._clock(), 0)
+        for other in self._growing.values():
+            if other.turn.wrote_at is None:
+                other.load = max(other.load, len(self._growing))
         if self._watch is not None and turn.version == self._watch.version:
             self._watch.begun += 1
-            self._watch.growing[turn.candidate_id] = turn, self._clock()
+            self._watch.growing[turn.candidate_id] = one
 
     def ended(self, turn: TurnStream, *, engine_is_alive: bool) -> None:
         """An answer ended, however it did; one that somebody stopped says nothing."""
+        growing = self._growing.pop(turn.candidate_id, None)
+        load = 1 if growing is None else growing.load
         first_token_s = None if turn.first_token_ms is None else turn.first_token_ms / 1000
         if first_token_s is not None:
-            self._first_tokens_s[turn.candidate_id] = first_token_s
-            while len(self._first_tokens_s) > 4 * LAST:
-                del self._first_tokens_s[next(iter(self._first_tokens_s))]
+            self._first_tokens[turn.candidate_id] = first_token_s, load
+            while len(self._first_tokens) > 4 * LAST:
+                del self._first_tokens[next(iter(self._first_tokens))]
         watch = self._watch
         if watch is None or turn.version != watch.version:
             return
         watch.growing.pop(turn.candidate_id, None)
         if watch.state == "watching" and turn.finish_reason != "cancelled":
             failed = turn.finish_reason == "error"
-            one = answered(turn.candidate_id, turn.text, failed=failed, first_token_s=first_token_s)
+            one = answered(turn.candidate_id, turn.text, failed=failed, first_token_s=first_token_s, load=load)
             self._see(watch, one, turn.error, engine_is_alive=engine_is_alive)
 
     def could_not_begin(self, version: str, candidate_id: str, error: EngineError) -> None:
@@ -271,9 +289,17 @@ class Baking:
         return f"{watch.version} is being watched: {seen}, {'; '.join(trouble) or 'no trouble'}."
 
     def taken_back(self) -> dict[str, str]:
-        """The versions that were taken back by themselves, with the last reason. None of them may be promoted
-        without a person."""
-        return {one.previous: one.reason for one in self._store.load_promotions() if one.kind == "auto-rollback"}
+        """The versions that were taken back by themselves, with the reason, until a person promotes them again.
+
+        None of them may be promoted without a person.
+        """
+        reasons: dict[str, str] = {}
+        for one in self._store.load_promotions():
+            if one.kind == "auto-rollback":
+                reasons[one.previous] = one.reason
+            elif one.kind == "promote":
+                reasons.pop(one.version, None)
+        return reasons
 
     def as_body(self) -> dict[str, Any]:
         """The watch with all its numbers."""

@@ -143,6 +143,7 @@ class Status:
     retrain_every: int
     counts: Counts
     watch: str = ""  # how a new champion does, or why the last one was taken back
+    taken_back: tuple[str, ...] = ()  # versions that were clearly worse once they answered
 
 
 class Operations:
@@ -572,6 +573,7 @@ class Operations:
             retrain_every=self.settings.retrain_every,
             counts=self._store.counts(),
             watch=self.baking.sentence(),
+            taken_back=tuple(self.baking.taken_back()),
         )
 
     def _serving(self) -> str | None:

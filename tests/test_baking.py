@@ -100,8 +100,16 @@ def test_a_version_nobody_used_before_is_compared_with_little() -> None:
 
 
 def test_answers_that_never_begin_count_as_late_while_they_wait() -> None:
-    assert not decide([], BEFORE, "v3", waiting_s=[1.1] * 20).go_back
-    assert decide([], BEFORE, "v3", waiting_s=[1.3] * 5).reasons == ("5 of 5 answers began late (v3: 0 of 200)",)
+    assert not decide([], BEFORE, "v3", waiting=[(1.1, 1)] * 20).go_back
+    assert decide([], BEFORE, "v3", waiting=[(1.3, 1)] * 5).reasons == ("5 of 5 answers began late (v3: 0 of 200)",)
+
+
+def test_a_crowd_may_wait_longer() -> None:
+    crowd = [good(number, first_token_s=2.7, load=16) for number in range(16)]
+    assert not decide(crowd, BEFORE, "v3").go_back
+    assert decide([good(number, first_token_s=2.7) for number in range(16)], BEFORE, "v3").go_back
+    used_to_it = [good(number, load=16) for number in range(200)]
+    assert decide(crowd, used_to_it, "v3").go_back
 
 
 def test_a_version_that_is_no_worse_is_hardly_ever_taken_back() -> None:

@@ -72,7 +72,7 @@ def state_of(operations: Operations) -> str:
 
 
 def test_every_kind_of_fault_is_taken_back_and_no_swap_costs_an_answer(tmp_path: Path) -> None:
-    done, heard = asyncio.run(cycles(tmp_path, KINDS, streams=8))
+    done, heard = asyncio.run(cycles(tmp_path, KINDS, streams=8, delay_s=0.001))
     assert heard.wrong == []
     for cycle in done:
         assert cycle.back, cycle
@@ -158,6 +158,7 @@ def test_a_person_who_decides_ends_the_watch(tmp_path: Path, how: str) -> None:
             await operations.rollback()
             assert state_of(operations) == "ended"
             assert operations.status().watch == ""
+            assert operations.version_rows()[1]["state"] == "retired"
         else:
             await operations.promote("v2")
             assert operations.baking.as_body()["version"] == "v2"

@@ -155,7 +155,7 @@ class AdminPage:
             self.run: run_card(body) if body is not None else "",
             self.plots_row: gr.Row(visible=len(lines) > 1),
             **{plot: gr.LinePlot(value=_points(lines, key)) for key, plot in self.plots.items()},
-            self.promote_newest: self._promote_button(body, status.champion),
+            self.promote_newest: self._promote_button(body, status),
             self.versions: versions_table(rows),
             self.version: gr.Dropdown(choices=others, value=others[-1] if others else None),
             self.cancel: gr.Button(interactive=active),
@@ -187,11 +187,11 @@ class AdminPage:
         )
 
     @staticmethod
-    def _promote_button(body: Mapping[str, Any] | None, champion: str) -> gr.Button:
-        if body is None or body["version"] in (None, champion):
+    def _promote_button(body: Mapping[str, Any] | None, status: Status) -> gr.Button:
+        if body is None or body["version"] in (None, status.champion):
             return gr.Button(visible=False)
         decision = body["verdict"]["decision"] if body["verdict"] else "keep"
-        anyway = "" if decision == "promote" else " anyway"
+        anyway = "" if decision == "promote" and body["version"] not in status.taken_back else " anyway"
         return gr.Button(
             f"Promote {body['version']}{anyway}", visible=True, variant="primary" if not anyway else "secondary"
         )
@@ -317,10 +317,14 @@ def next_step(status: Status, run: Mapping[str, Any] | None) -> str:
     if run is not None and run["state"] == "failed":
         return "read below why the last run failed, then start it again."
     if run is not None and run["version"] and run["version"] != status.champion and run["verdict"]:
-        if run["verdict"]["decision"] == "promote":
-            return f"promote {run['version']}."
-        if run["verdict"]["decision"] == "reject":
-            return f"keep {status.champion}; {run['version']} is worse."
+        decision = "taken back" if run["version"] in status.taken_back else run["verdict"]["decision"]
+        steps = {
+            "taken back": f"keep {status.champion}; {run['version']} answered once and was taken back.",
+            "promote": f"promote {run['version']}.",
+            "reject": f"keep {status.champion}; {run['version']} is worse.",
+        }
+        if decision in steps:
+            return steps[decision]
     if not status.counts.train:
         return "chat with Compare on and pick answers, import a preference file, or try a practice."
     return "start a retrain, or collect more picks."
