@@ -57,8 +57,10 @@ class Watcher(Protocol):
         """The version to ask where the champion breaks an answer before its first word; None: no other."""
 
     def rescued(self) -> None: ...
-    def begun(self, turn: TurnStream) -> None: ...
-    def ended(self, turn: TurnStream, *, engine_is_alive: bool) -> None: ...
+    def begun(self, turn: TurnStream) -> None:
+        """An answer grows; told more than once of each."""
+
+    def ended(self, turn: TurnStream) -> None: ...
     def could_not_begin(self, version: str, candidate_id: str, error: EngineError) -> None: ...
 
 
@@ -160,7 +162,7 @@ class Answers:
                         if request.stopped.is_set():
                             break
             finally:
-                self._account(request.place, request.asker, engine, answer)
+                self._account(request.place, request.asker, answer)
                 keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, request.turn_id)
         if from_first_word and not answer.text.strip() and answer.finish_reason != "cancelled":
             raise NothingWritten(answer.error)
@@ -221,8 +223,6 @@ class Answers:
                 prompt = await fit(engine, messages, sampling)
                 draws = shuffle((one, other), self._dice)
                 first, second = (TurnStream(prompt, prompt.messages, draw) for draw in draws)
-                self._watcher.begun(first)
-                self._watcher.begun(second)
                 complete = False
                 try:
                     async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
@@ -236,7 +236,7 @@ class Answers:
                         raise broken
                     complete = True
                 finally:
-                    self._account(place, asker, engine, first, second)
+                    self._account(place, asker, first, second)
                     if not complete:
                         for answer in (first, second):
                             self._in_background(self._keep_answer, answer.candidate(), prompt, None)
@@ -303,14 +303,16 @@ class Answers:
 
     def _note_words(self, *answers: TurnStream) -> None:
         """That an engine writes for people is the best proof that it can."""
+        for answer in answers:
+            self._watcher.begun(answer)
         self.wrote_at = max((one.wrote_at for one in answers if one.wrote_at is not None), default=self.wrote_at)
 
-    def _account(self, place: Place, asker: Asker, engine: Engine, *answers: TurnStream) -> None:
+    def _account(self, place: Place, asker: Asker, *answers: TurnStream) -> None:
         """What ended answers used, for the budget and the metrics; and how they ended, for who watches."""
         for answer in answers:
             place.charge(answer.tokens)
             self._metrics.answered(answer, asker.route)
-            self._watcher.ended(answer, engine_is_alive=engine.is_alive)
+            self._watcher.ended(answer)
 
     async def settled(self) -> None:
         """Wait until everything written so far is stored."""

@@ -178,7 +178,9 @@ class Baking:
             self._metrics.rescued(self._watch.version)
 
     def begun(self, turn: TurnStream) -> None:
-        """An answer is asked for."""
+        """An answer is asked for, or grows."""
+        if turn.candidate_id in self._growing:
+            return
         one = self._growing[turn.candidate_id] = Growing(turn, self._clock(), 0)
         for other in self._growing.values():
             if other.turn.wrote_at is None:
@@ -187,7 +189,7 @@ class Baking:
             self._watch.begun += 1
             self._watch.growing[turn.candidate_id] = one
 
-    def ended(self, turn: TurnStream, *, engine_is_alive: bool) -> None:
+    def ended(self, turn: TurnStream) -> None:
         """An answer ended, however it did; one that somebody stopped says nothing."""
         growing = self._growing.pop(turn.candidate_id, None)
         load = 1 if growing is None else growing.load
@@ -203,7 +205,7 @@ class Baking:
         if watch.state == "watching" and turn.finish_reason != "cancelled":
             failed = turn.finish_reason == "error"
             one = answered(turn.candidate_id, turn.text, failed=failed, first_token_s=first_token_s, load=load)
-            self._see(watch, one, turn.error, engine_is_alive=engine_is_alive)
+            self._see(watch, one, turn.error, engine_is_alive=turn.engine_is_alive)
 
     def could_not_begin(self, version: str, candidate_id: str, error: EngineError) -> None:
         """An answer could not even be asked for."""
