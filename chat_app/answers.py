@@ -16,7 +16,7 @@ from chat_app.admission import Admission, Place
 from chat_app.metrics import Metrics
 from chat_app.pairs import shuffle
 from chat_app.prompts import LeftOut, Prompt, fit
-from chat_app.serving.engine import MAX_SEED, Engine, EngineBroken, EngineError, Sampling
+from chat_app.serving.engine import MAX_SEED, EngineBroken, EngineError, Sampling
 from chat_app.serving.slot import ModelSlot
 from chat_app.turns import TurnStream, merge
 from feedback_store.records import Candidate, Message, Pair, new_id, now
@@ -149,8 +149,7 @@ class Answers:
 
         Raises EngineError; NothingWritten where nothing was yielded and another version may be asked.
         """
-        async with self._pinned(version, from_first_word=from_first_word) as engine:
-            prompt = await fit(engine, request.messages, request.sampling)
+        async with self._prompt(request, version, from_first_word=from_first_word) as prompt:
             answer = TurnStream(prompt, prompt.messages, self._seeded(request.sampling))
             self._watcher.begun(answer)
             try:
@@ -171,18 +170,21 @@ class Answers:
         await asyncio.shield(keeping)
 
     @asynccontextmanager
-    async def _pinned(self, version: str | None, *, from_first_word: bool) -> AsyncGenerator[Engine, None]:
-        """The engine; where it cannot even be had and another version may be asked, NothingWritten is raised."""
-        async with AsyncExitStack() as stack:
+    async def _prompt(
+        self, request: Request, version: str | None, *, from_first_word: bool
+    ) -> AsyncGenerator[Prompt, None]:
+        """The prompt before a pinned engine; where there is none, and another version may be asked, NothingWritten."""
+        async with AsyncExitStack() as pins:
             champion = self.slot.version
             try:
-                engine = await stack.enter_async_context(self.slot.pin(version))
+                engine = await pins.enter_async_context(self.slot.pin(version))
+                prompt = await fit(engine, request.messages, request.sampling)
             except EngineError as error:
                 if not from_first_word:
                     raise
                 self._watcher.could_not_begin(champion, new_id("cand"), error)
                 raise NothingWritten(error) from error
-            yield engine
+            yield prompt
 
     async def answer(
         self,

@@ -52,7 +52,7 @@ class World:
             failed=dice.random() < self.failed,
             characters=0
             if dice.random() < self.empty
-            else round(self.longer * dice.lognormvariate(6, self.log_characters)),
+            else round(self.longer * dice.lognormvariate(6, self.log_length)),
             repetitive=dice.random() < self.repetitive,
             first_token_s=self.slower * dice.lognormvariate(-0.7, self.log_s),
             rating=("down" if dice.random() < self.down else "up") if dice.random() < self.rated else None,
