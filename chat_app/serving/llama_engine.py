@@ -124,8 +124,9 @@ class LlamaEngine:
         return self._markers
 
     async def check(self) -> None:
-        """Write a word greedily (up to 8 tokens), see that the adapter is loaded, and find out the control markers,
-        which the first answer would have to wait for. Raises EngineError.
+        """Write a word greedily and see that the adapter is loaded. Raises EngineError.
+
+        The control markers are found out here, too: the first answer would have to wait for them.
         """
         if self._served.adapter_gguf is not None:
             await self._check_adapter(self._served.adapter_gguf)
