@@ -1,9 +1,11 @@
 """Evidence → verdict: silence means keep, and the reasons are sentences with the numbers in them."""
 
+import random
+
 import pytest
 
 from trainer.evaluate import count
-from trainer.verdict import Verdict, decide
+from trainer.verdict import Verdict, decide, pairs_needed
 
 
 def judge(wins: int, ties: int, losses: int) -> Verdict:
@@ -17,6 +19,8 @@ def test_not_enough_evidence_keeps_the_champion() -> None:
     assert verdict.reasons == (
         "22 wins, 6 ties, 12 losses on 40 held-out pairs.",
         "The 95% interval of the win rate, 46–80%, includes 50%: not enough evidence, keeping v0.",
+        "At this rate about 64 more held-out pairs would settle it: some 640 picks on new prompts, of which one in ten "
+        "is held out.",
     )
 
 
@@ -50,6 +54,37 @@ def test_the_decision_agrees_with_the_interval_it_names(wins: int) -> None:
     low, high = evaluation["interval"]
     expected = "promote" if low > 0.5 else "reject" if high < 0.5 else "keep"
     assert decide(evaluation, "v0", "v1").decision == expected
+
+
+def test_the_pairs_needed_are_those_that_find_the_difference_four_times_in_five() -> None:
+    assert pairs_needed(60, 0, 40) == pairs_needed(40, 0, 60) == 194  # the usual figure for 60% against 50%
+    assert pairs_needed(60, 100, 40) == 388  # every other pair a tie
+    assert pairs_needed(5500, 0, 4500) == 783
+    dice = random.Random(1)
+    found = 0
+    for _ in range(500):
+        wins = sum(dice.random() < 0.6 for _ in range(194))
+        found += judge(wins, 0, 194 - wins).decision == "promote"
+    assert 0.74 < found / 500 < 0.85
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"),
+    [
+        (500, "would settle it, and 460 are there: raise held_out_pairs in the recipe."),
+        (60, "would settle it: 20 are there (raise held_out_pairs in the recipe); the rest are some 440 picks"),
+    ],
+)
+def test_held_out_pairs_that_were_not_looked_at_are_named_first(held_out: int, said: str) -> None:
+    evaluation = {"wins": 22, "ties": 6, "losses": 12, "p_value": 0.12, "interval": [0.46, 0.8], "held_out": held_out}
+    assert said in decide(evaluation, "v0", "v1").reasons[2]
+
+
+def test_what_is_too_close_says_so() -> None:
+    assert pairs_needed(20, 3, 20) is None
+    assert pairs_needed(0, 5, 0) is None
+    assert pairs_needed(5040, 0, 4960) is None
+    assert judge(20, 3, 20).reasons[2] == "They are too close for a number of picks to settle it soon."
 
 
 def test_a_decision_is_one_of_three() -> None:

@@ -33,7 +33,8 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 
 def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     """Score every pair with both versions. `comparison` is comparison.json, written by `cycle.py`."""
-    rows, skipped = pick_pairs(load_preferences(Path(comparison["held_out"])), comparison["held_out_pairs"]), 0
+    held_out, skipped = load_preferences(Path(comparison["held_out"])), 0
+    rows = pick_pairs(held_out, comparison["held_out_pairs"])
     results: list[dict[str, Any]] = []
     canaries: list[dict[str, Any]] = []
     if rows or comparison["candidate"]["adapter"]:
@@ -50,6 +51,7 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
     return {
         **count(results, comparison["beta"]),
         "skipped_over_long": skipped,
+        "held_out": len(held_out),
         "candidate": comparison["candidate"]["version"],
         "champion": comparison["champion"]["version"],
         "beta": comparison["beta"],

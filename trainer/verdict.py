@@ -8,10 +8,15 @@ Not covered: guards on length, safety or regressions by topic (the full gate is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
+from feedback_store.preferences import HELD_OUT_SHARE
+
+LIMIT = 10_000  # held-out pairs
 DECISIONS = ("promote", "keep", "reject")
 
 
@@ -63,7 +68,38 @@ def decide(evaluation: Mapping[str, Any], champion: str, candidate: str, *, alph
                 f"{rate} lies below 50%: {candidate} is worse than {champion} (p = {_p(p_value)}), keeping {champion}.",
             ),
         )
-    return Verdict("keep", (counted, f"{rate} includes 50%: not enough evidence, keeping {champion}."))
+    reasons = (counted, f"{rate} includes 50%: not enough evidence, keeping {champion}.")
+    unused = max(0, int(evaluation.get("held_out", pairs)) - pairs)
+    return Verdict("keep", (*reasons, _what_would_settle(wins, ties, losses, unused, alpha)))
+
+
+def pairs_needed(wins: int, ties: int, losses: int, *, alpha: float = 0.05, power: float = 0.8) -> int | None:
+    """Held-out pairs, ties included, on which a win rate like the one seen is found with `power`; None above `LIMIT`.
+
+    The sample size of a two-sided test of one proportion against 50% in the normal approximation (Fleiss, Levin and
+    Paik, 2003, section 2.5). What was seen is taken for the truth, so it is a guide and no promise.
+    """
+    decided = wins + losses
+    distance = abs(wins - losses) / (2 * decided) if decided else 0.0
+    if distance == 0:
+        return None
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    decisive = ((z_alpha / 2 + z_power * math.sqrt(0.25 - distance**2)) / distance) ** 2
+    needed = math.ceil(decisive * (decided + ties) / decided)
+    return needed if needed <= LIMIT else None
+
+
+def _what_would_settle(wins: int, ties: int, losses: int, unused: int, alpha: float) -> str:
+    needed = pairs_needed(wins, ties, losses, alpha=alpha)
+    if needed is None:
+        return "They are too close for a number of picks to settle it soon."
+    more = max(1, needed - wins - ties - losses)
+    rate = f"At this rate about {_count(more, 'more held-out pair')} would settle it"
+    if unused >= more:
+        return f"{rate}, and {unused:,} are there: raise held_out_pairs in the recipe."
+    to_pick = round((more - unused) / HELD_OUT_SHARE, -1)
+    there = f" {unused:,} are there (raise held_out_pairs in the recipe); the rest are" if unused else ""
+    return f"{rate}:{there} some {to_pick:,.0f} picks on new prompts, of which one in ten is held out."
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
