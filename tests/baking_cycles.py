@@ -126,7 +126,7 @@ async def cycles(
             try:
                 await _answers(heard, "v0", BEFORE)
                 for version, fault in faults.items():
-                    done.append(await _cycle(house, heard, version, fault))
+                    done.append(await _cycle(http, house, version, fault))
                     await _answers(heard, "v0", heard.whole["v0"] + BETWEEN)
             finally:
                 over.set()
@@ -136,16 +136,16 @@ async def cycles(
     return done, heard
 
 
-async def _cycle(house: House, heard: Heard, version: str, fault: Fault) -> Cycle:
+async def _cycle(http: httpx.AsyncClient, house: House, version: str, fault: Fault) -> Cycle:
     cycle = Cycle(version, fault)
     began = time.monotonic()
-    await house.operations.promote(version)
+    (await http.post(f"/v1/versions/{version}/promote", json={"bake": True})).raise_for_status()
     with suppress(TimeoutError):
         async with asyncio.timeout(WAIT_S):
             while house.operations.baking.as_body()["state"] != "taken back":  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
     cycle.seconds = time.monotonic() - began
-    told = house.operations.baking.as_body()
+    told = (await http.get("/v1/baking")).raise_for_status().json()
     cycle.back = house.slot.version == "v0" and house.operations.champion() == "v0"
     cycle.requests, cycle.begun = told["requests"], told["begun"]
     cycle.rescued, cycle.reason = told["rescued"], told["sentence"]
