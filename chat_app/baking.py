@@ -139,13 +139,17 @@ def decide(
     *,
     engine_died: bool = False,
     waiting: Sequence[tuple[float, int]] = (),
+    judge_length: bool = True,
 ) -> Verdict:
     """Whether the answers `seen` of a new version are clearly worse than those of `previous`, oldest first in both.
 
     `engine_died`: its engine stopped while it answered. `waiting`: seconds and load of those that still have no first
-    token; one that waits for longer than the limit is late already.
+    token; one that waits for longer than the limit is late already. `judge_length` False: one of the two is meant to
+    write longer or shorter answers.
     """
     shares = _shares(seen, before, waiting)
+    if not judge_length:
+        shares = [share for share in shares if share.measure is not Measure.LONG]
     reasons = ["its engine stopped while it answered"] if engine_died else []
     last = seen[-IN_A_ROW:]
     if len(last) == IN_A_ROW and all(one.failed or one.is_empty for one in last):

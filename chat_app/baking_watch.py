@@ -58,6 +58,7 @@ class Watch:
     previous: str
     before: list[Answered]
     began: float
+    judge_length: bool = True
     state: State = "watching"
     begun: int = 0
     requests: int = 0  # answers that ended and count
@@ -81,7 +82,12 @@ class Watch:
                 silent.append(answered(one.turn.candidate_id, "", failed=True))
         seen = [replace(one, rating=self.ratings.get(one.candidate_id)) for one in self.seen]
         self.verdict = decide(
-            [*seen, *silent], self.before, self.previous, engine_died=self.engine_died, waiting=waiting
+            [*seen, *silent],
+            self.before,
+            self.previous,
+            engine_died=self.engine_died,
+            waiting=waiting,
+            judge_length=self.judge_length,
         )
         return self.verdict
 
@@ -117,7 +123,7 @@ class Baking:
 
     # --- beginning and ending --------------------------------------------------------------------------------------
 
-    def prepare(self, version: str, previous: str) -> Watch | None:
+    def prepare(self, version: str, previous: str, *, judge_length: bool = True) -> Watch | None:
         """A watch over `version` for `begin`; None where nothing is served, or ZLOOP_BAKING is off."""
         if self._slot is None or self._settings.baking == "off":
             return None
@@ -131,7 +137,7 @@ class Baking:
                     one.candidate_id, one.text, failed=failed, first_token_s=first_token_s, load=load, rating=rating
                 )
             )
-        return Watch(version, previous, before, self._clock())
+        return Watch(version, previous, before, self._clock(), judge_length)
 
     def begin(self, watch: Watch | None) -> None:
         """Watch a version from its first answer on, and no longer the one before; None: watch none."""

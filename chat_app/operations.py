@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from chat_app.admission import Admission, Place
 from chat_app.answers import ANYBODY, Answers, Asker, Comparison
-from chat_app.baking_watch import Baking
+from chat_app.baking_watch import Baking, Watch
 from chat_app.data import DataOperations
 from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
@@ -463,7 +463,7 @@ class Operations:
             previous = self.champion()
             if version == previous:
                 raise Refused(409, f"{version} is the champion already.")
-            watch = await asyncio.to_thread(self.baking.prepare, version, previous) if bake else None
+            watch = await asyncio.to_thread(self._watch_over, version, previous) if bake else None
 
             def record() -> None:
                 self._record_promotion(version, "promote", reason)
@@ -487,6 +487,11 @@ class Operations:
             )
             self.baking.end()
         return target, previous
+
+    def _watch_over(self, version: str, previous: str) -> Watch | None:
+        """A taste that is practised may be about length: then longer answers are no trouble."""
+        practised = {one["version"] for one in self._trainer.manifests() if one.get("practice")}
+        return self.baking.prepare(version, previous, judge_length=practised.isdisjoint((version, previous)))
 
     async def _take_back(self, version: str, reason: str) -> bool:
         """Go back from a version that turned out clearly worse; False where somebody has changed the champion already.

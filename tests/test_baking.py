@@ -104,6 +104,12 @@ def test_answers_that_never_begin_count_as_late_while_they_wait() -> None:
     assert decide([], BEFORE, "v3", waiting=[(1.3, 1)] * 5).reasons == ("5 of 5 answers began late (v3: 0 of 200)",)
 
 
+def test_length_is_not_judged_where_it_was_the_aim() -> None:
+    longer = [good(number, characters=900) for number in range(8)]
+    assert decide(longer, BEFORE, "v3").go_back
+    assert not decide(longer, BEFORE, "v3", judge_length=False).go_back
+
+
 def test_a_crowd_may_wait_longer() -> None:
     crowd = [good(number, first_token_s=2.7, load=16) for number in range(16)]
     assert not decide(crowd, BEFORE, "v3").go_back

@@ -192,6 +192,20 @@ def test_thumbs_down_count(tmp_path: Path) -> None:
     run(tmp_path, {}, work)
 
 
+def test_a_practised_taste_may_be_a_longer_one(tmp_path: Path) -> None:
+    async def work(operations: Operations) -> None:
+        await ask(operations, 30)
+        await operations.promote("v1")
+        await ask(operations, 8)
+        assert operations.status().watch == "v1 is being watched: 8 of 50 requests, no trouble."
+
+    faults = {"v1": Fault.DOUBLES}
+    with house(tmp_path, faults):  # publishes v1
+        manifest = tmp_path / "versions" / "v1" / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "practice": "question"}))
+    run(tmp_path, faults, work)
+
+
 def test_an_answer_asked_of_the_version_by_its_name_is_not_given_to_another(tmp_path: Path) -> None:
     async def work(operations: Operations) -> None:
         await operations.promote("v1")
