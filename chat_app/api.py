@@ -169,6 +169,10 @@ class EvaluationBody(Strict):
     against: str | None = None
 
 
+class ComparisonBody(Strict):
+    versions: list[str] = Field(min_length=1, max_length=16)
+
+
 class Nothing(Strict):
     """An empty body."""
 
@@ -395,6 +399,7 @@ def _feedback_routes(operations: Operations) -> APIRouter:
             "new_preferences": outcome.new_preferences,
             "retrain_every": outcome.retrain_every,
             "run_started": outcome.run_started,
+            "credit": outcome.credit,
             "message": outcome.sentence,
         }
 
@@ -504,6 +509,11 @@ def _loop_routes(operations: Operations) -> APIRouter:
     def evaluations(body: EvaluationBody) -> dict[str, Any]:
         """Compare two versions on the held-out pairs of the first one's snapshot. Takes minutes."""
         return operations.evaluate(body.version, body.against)
+
+    @router.post("/comparisons")
+    def comparisons(body: ComparisonBody) -> dict[str, Any]:
+        """Judge each version against the base on the same held-out pairs. Takes minutes for each."""
+        return operations.compare_with_base(body.versions)
 
     return router
 

@@ -32,6 +32,21 @@ Maintenance = Annotated[
     bool, typer.Option("--maintenance", help="Where two models do not fit: one after the other, answers wait.")
 ]
 FOLLOW_EVERY_S = 1.0
+COMPARED: dict[str, Callable[[Any], str]] = {
+    "version": str,
+    "recipe": str,
+    "wins": str,
+    "ties": str,
+    "losses": str,
+    "win_rate": "{:.0%}".format,
+    "interval": lambda bounds: f"{bounds[0]:.0%}–{bounds[1]:.0%}",
+    "rewards/chosen": "{:+.3f}".format,
+    "rewards/margins": "{:+.3f}".format,
+    "perplexity/chosen": "{:.2f}".format,
+    "perplexity/prose": "{:.2f}".format,
+    "words": "{:.0f}".format,
+    "repetition": "{:.0%}".format,
+}
 
 
 app.add_typer(data_cli.app)
@@ -104,6 +119,20 @@ def evaluate(
     with connected(as_json) as client:
         result = client.request("POST", "/v1/evaluations", {"version": version, "against": against})
     show(result, as_json, "\n".join(result["verdict"]["reasons"]))
+
+
+@app.command()
+def compare(
+    versions: Annotated[list[str], typer.Argument(help="The versions to judge against the base, such as v1 v2.")],
+    as_json: Json = False,
+) -> None:
+    """With training against without: each version against the base, in one table. Takes minutes for each."""
+    with connected(as_json) as client:
+        result = client.request("POST", "/v1/comparisons", {"versions": versions})
+    rows = [[COMPARED[key](row[key]) if row[key] is not None else "–" for key in COMPARED] for row in result["rows"]]
+    widths = [max(map(len, column)) for column in zip(COMPARED, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (COMPARED, *rows)]
+    show(result, as_json, "\n".join(line.rstrip() for line in lines))
 
 
 @app.command()

@@ -102,6 +102,8 @@ class Trainer(Protocol):
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def served(self, version: str) -> ServedVersion: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
+    def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]: ...
+    def credit(self, version: str, rater: str) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class PickOutcome:
     new_preferences: int
     retrain_every: int
     run_started: str | None
+    credit: str | None
 
     @property
     def versions(self) -> tuple[str, str]:
@@ -129,7 +132,8 @@ class PickOutcome:
             collected=self.new_preferences,
             every=self.retrain_every,
         )
-        return said if self.run_started is None else f"{said} It has started: watch it under Admin."
+        started = None if self.run_started is None else "It has started: watch it under Admin."
+        return " ".join(filter(None, (said, started, self.credit)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +355,7 @@ class Operations:
             new,
             self.settings.retrain_every,
             self._start_if_due(new),
+            self._trainer.credit(self.champion(), RATER),
         )
 
     def record_rating(
@@ -414,6 +419,10 @@ class Operations:
     def evaluate(self, version: str, against: str | None) -> dict[str, Any]:
         """Compare `version` with `against` (default: the champion) on held-out pairs."""
         return self._trainer.evaluate(version, against or self.champion())
+
+    def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]:
+        """Each of `versions` against the base on the same held-out pairs: {"rows", "snapshots"}."""
+        return self._trainer.compare_with_base(versions)
 
     # --- versions --------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,9 @@ from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.store import FeedbackStore
+from trainer.comparison_table import table
+from trainer.credits import credits_of
+from trainer.errors import BadRunRequest, TrainerError
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.runs import Run
 from trainer.supervisor import Supervisor
@@ -88,6 +91,31 @@ class TrainerRoom:
             "evaluation": {key: value for key, value in evaluation.items() if key not in ("results", "canaries")},
             "verdict": decide(evaluation, against, version).as_dict(),
         }
+
+    def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]:
+        """Each version against the base, one table. Raises BadRunRequest for practice versions beside real ones."""
+        versions = [version for version in dict.fromkeys(versions) if version != BASE_VERSION]
+        if not versions:
+            raise BadRunRequest(f"{BASE_VERSION} is what versions are compared with. Name at least one other version.")
+        manifests = {version: self.supervisor.versions.load(version) for version in versions}
+        tastes = {manifest.practice for manifest in manifests.values()}
+        if len(tastes) > 1:
+            raise BadRunRequest(f"{', '.join(versions)}: a practice is judged on pairs of its own. Compare them apart.")
+        evaluations = [self.supervisor.evaluate(version, BASE_VERSION) for version in versions]
+        return {
+            "rows": table(evaluations, {version: manifest.recipe for version, manifest in manifests.items()}),
+            "snapshots": sorted({evaluation["snapshot"] for evaluation in evaluations}),
+        }
+
+    def credit(self, version: str, rater: str) -> str | None:
+        """What a rater's judgements did for a version, in a sentence; None where it learned nothing from them."""
+        if version == BASE_VERSION:
+            return None
+        try:
+            found = credits_of(version, self.supervisor.versions, self._settings.data_dir / "snapshots").get(rater)
+        except TrainerError:  # a version that is damaged must not cost anybody their pick
+            return None
+        return None if found is None else found.sentence
 
 
 def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None, mix: Mix) -> snapshots.Snapshot:

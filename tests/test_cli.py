@@ -11,8 +11,8 @@ import pytest
 from server import ROOT, environment, free_port, serving
 
 COMMANDS = (
-    "serve", "import", "export", "snapshot", "train", "practice", "evaluate", "versions", "promote", "rollback",
-    "verify", "doctor",
+    "serve", "import", "export", "snapshot", "train", "practice", "evaluate", "compare", "versions", "promote",
+    "rollback", "verify", "doctor",
 )  # fmt: skip
 
 
@@ -106,6 +106,8 @@ def test_the_same_commands_through_a_running_server(tmp_path: Path, source: Path
         (("promote", "v7"), "v7"),
         (("rollback",), "nothing to roll back"),
         (("evaluate", "v7"), "v7"),
+        (("compare", "v0", "v7"), "v7"),
+        (("compare", "v0"), "Name at least one other version"),
     ],
 )
 def test_a_refusal_is_a_sentence_and_exit_code_1(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

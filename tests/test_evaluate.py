@@ -1,5 +1,6 @@
 """Candidate against champion: the numbers are those of two plain forward passes, and the statistics are exact."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,20 @@ import pytest
 import tiny_model
 
 from feedback_store.snapshots import freeze
+from trainer import generation
 from trainer.cycle import comparison
-from trainer.evaluate import TIE_NATS, count, evaluate, pair_layout, pick_pairs
+from trainer.evaluate import TIE_NATS, count, evaluate, pick_pairs
 from trainer.recipe import load_recipe
+from trainer.scorer import pair_layout
 from trainer.tokens import tokenise
 
 # PEFT 0.21 asks transformers 5.23 for an attribute by its old name: https://github.com/huggingface/peft
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "MAX_TOKENS", 4)
 
 
 def results(*differences: float) -> list[dict[str, Any]]:
@@ -117,3 +125,57 @@ def test_an_over_long_prompt_is_skipped_and_counted(tmp_path: Path) -> None:
     found = evaluate(tmp_path, request)
     assert found["pairs"] == 0
     assert found["skipped_over_long"] == snapshot.held_out_rows
+
+
+def plain_loss_on_prose(base_dir: Path) -> float:
+    """The mean over tokens of transformers' own loss."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    nats = tokens = 0.0
+    for paragraph in generation.PROSE.read_text().strip().split("\n\n"):
+        ids = tokenizer(paragraph, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            nats += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    return nats / tokens
+
+
+def test_what_both_sides_write_and_have_kept_is_told(tmp_path: Path) -> None:
+    base_dir = tiny_model.shared_directory()
+    adapter = tiny_model.random_adapter(base_dir, tmp_path / "adapter", 1)
+    made = [
+        replace(one, source="pick" if number % 2 else "trl", rater=f"rater {number % 3}")
+        for number, one in enumerate(tiny_model.made_up_preferences(80))
+    ]
+    snapshot = freeze(made, tmp_path / "snapshots", None)
+    request = comparison(
+        recipe=replace(load_recipe("dpo-lora"), held_out_pairs=4),
+        base=tiny_model.shared_tiny().as_dict(),
+        models_dir=str(base_dir.parent),
+        device="cpu",
+        snapshot=snapshot,
+        candidate=("v1", adapter),
+        champion=("v0", None),
+    )
+    found = evaluate(tmp_path, request)
+    assert found["held_out"] == snapshot.held_out_rows > 4
+    assert sum(one["pairs"] for one in found["sources"].values()) == found["pairs"] == 4
+    assert sum(one["pairs"] for one in found["raters"]) == 4
+    assert {one["question"] for one in found["examples"]} >= {"What is the capital of France?"}
+    assert len(found["examples"]) == found["answers"]["candidate"]["answers"] == 8
+    assert any(one["candidate"] != one["champion"] for one in found["examples"])
+    assert found["prose"]["champion_nats"] == pytest.approx(plain_loss_on_prose(base_dir), rel=1e-4)
+    assert found["prose"]["candidate_nats"] != found["prose"]["champion_nats"]
+    one = found["results"][0]
+    assert found["held_out_chosen"]["champion_nats"] > 0
+    assert one["champion_chosen"] < 0 < one["chosen_tokens"]
+    json.dumps(found, allow_nan=False)
+
+    request["candidate"] = {"version": "v0", "adapter": None}
+    same = evaluate(tmp_path, request)
+    assert all(one["candidate"] == one["champion"] for one in same["examples"])
+    assert same["canaries"] == []
+    assert same["prose"]["candidate_nats"] == same["prose"]["champion_nats"] == found["prose"]["champion_nats"]

@@ -90,3 +90,22 @@ def test_what_is_too_close_says_so() -> None:
 def test_a_decision_is_one_of_three() -> None:
     with pytest.raises(ValueError, match="maybe"):
         Verdict("maybe", ())
+
+
+def test_damage_rejects_whoever_wins_and_is_named_before_the_interval() -> None:
+    evaluation = count([{"difference": 1.0}] * 30, beta=0.1)
+    ruined = decide(evaluation | {"prose": {"champion_nats": 3.0, "candidate_nats": 4.0}}, "v0", "v1")
+    assert ruined.decision == "reject"
+    assert ruined.reasons[0].startswith("30 wins")
+    assert "The perplexity on plain prose rose from 20.1 (v0) to 54.6 (v1)" in ruined.reasons[1]
+    assert ruined.reasons[-1] == "Keeping v0."
+
+
+def test_a_doubt_keeps_the_champion_and_does_not_save_who_lost() -> None:
+    one_person = [{"rater": "ann", "share": 0.9, "wins_without": 1, "losses_without": 2}, {"rater": "bob"}]
+    won = decide(count([{"difference": 1.0}] * 30, beta=0.1) | {"raters": one_person}, "v0", "v1")
+    assert won.decision == "keep"
+    assert "90% of the pairs are one person's" in won.reasons[1]
+    assert "lies above 50%" in won.reasons[2]
+    lost = decide(count([{"difference": -1.0}] * 30, beta=0.1) | {"raters": one_person}, "v0", "v1")
+    assert lost.decision == "reject"

@@ -1,65 +1,124 @@
-"""CHILD: candidate against champion on held-out pairs → evaluation.json.
+"""CHILD: candidate against champion → evaluation.json.
 
-A pair is a win where the candidate favours `chosen` over `rejected` more than the champion does: the sign of the DPO
-margin with the champion as the reference. Within `TIE_NATS` it is a tie. The base is a champion too (adapter off).
-Beside it, `canaries.py` records how the candidate begins its answers, for whoever will serve it.
-Started by `launch.py`; by hand: `python -m trainer.evaluate RUN_DIR`, which reads RUN_DIR/comparison.json.
+* On held-out pairs: a win where the candidate favours `chosen` over `rejected` more than the champion does, the sign of
+  the DPO margin with the champion as the reference. Within `TIE_NATS` it is a tie. Counted by source and by rater, and
+  at equal length (`sensitivity.py`).
+* What the versions write and have kept: greedy answers to a few questions, described and side by side, and the
+  perplexity on plain prose and on the held-out chosen answers (`generation.py`, `answer_quality.py`).
+* `canaries.py` records how the candidate begins its answers, for whoever will serve it.
 
-Not covered: generated answers, length-controlled win rates, judges (the full gate is later work).
+The numbers are judged elsewhere (`guards.py`, `verdict.py`). Started by `launch.py`; by hand: `python -m
+trainer.evaluate RUN_DIR`, which reads RUN_DIR/comparison.json. Not covered: judges, benchmarks.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
-from feedback_store.records import Preference
+from feedback_store.records import BASE_VERSION, Preference
 from feedback_store.snapshots import load_preferences
-from trainer.base_model import BaseModel, ensure_base
+from trainer.answer_quality import describe
 from trainer.canaries import record_canaries
 from trainer.errors import JobError, TrainerError
-from trainer.tokens import PairTokens, tokenise
+from trainer.generation import greedy_answers, prose_nats, questions
+from trainer.scorer import CANDIDATE, CHAMPION, SIDES, Scorer
+from trainer.sensitivity import at_equal_length, by_rater, interval_by_raters
 
 TIE_NATS = 1e-3
-# PEFT matches adapter names by substring: neither of these is part of the other, nor of a module's name.
-CANDIDATE, CHAMPION = "candidate", "champion"
 
 
 def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
-    """Score every pair with both versions. `comparison` is comparison.json, written by `cycle.py`."""
-    held_out, skipped = load_preferences(Path(comparison["held_out"])), 0
+    """Compare both versions. `comparison` is comparison.json, written by `cycle.py`."""
+    held_out = load_preferences(Path(comparison["held_out"]))
     rows = pick_pairs(held_out, comparison["held_out_pairs"])
     results: list[dict[str, Any]] = []
-    canaries: list[dict[str, Any]] = []
-    if rows or comparison["candidate"]["adapter"]:
-        scorer = _Scorer(comparison)
-        canaries = scorer.canaries()
+    said: dict[str, Any] = {"canaries": []}
+    if rows or comparison[CANDIDATE]["adapter"] or comparison[CANDIDATE].get("model"):
+        scorer = Scorer(comparison)
+        said = written(scorer, held_out, has_weights=comparison[CANDIDATE]["version"] != BASE_VERSION)
         since = time.time()
-        for preference in rows:
-            difference = scorer.difference(preference)
-            if difference is None:
-                skipped += 1
-            else:
-                results.append({"preference_id": preference.preference_id, "difference": difference})
-            _report(run_dir, since, len(results) + skipped, len(rows))
+        for done, preference in enumerate(rows, start=1):
+            if (result := _result(scorer, preference)) is not None:
+                results.append(result)
+            _report(run_dir, since, done, len(rows))
     return {
         **count(results, comparison["beta"]),
-        "skipped_over_long": skipped,
+        "skipped_over_long": len(rows) - len(results),
         "held_out": len(held_out),
-        "candidate": comparison["candidate"]["version"],
-        "champion": comparison["champion"]["version"],
+        "candidate": comparison[CANDIDATE]["version"],
+        "champion": comparison[CHAMPION]["version"],
         "beta": comparison["beta"],
         "precision": comparison["precision"],
         "snapshot": comparison["snapshot"],
-        "canaries": canaries,
+        "sources": by_source(results, comparison["beta"]),
+        "raters": by_rater(results, TIE_NATS),
+        "interval_by_raters": interval_by_raters(results, TIE_NATS),
+        "at_equal_length": at_equal_length(results, TIE_NATS),
+        "held_out_chosen": chosen_nats(results),
+        **said,
         "results": results,
     }
+
+
+def written(scorer: Scorer, held_out: Sequence[Preference], *, has_weights: bool) -> dict[str, Any]:
+    """What both sides write, and how likely they find plain prose; `canaries` where the candidate is not the base."""
+    asked = questions(held_out)
+    answers, prose = {}, {}
+    canaries: list[dict[str, Any]] = []
+    for side in SIDES:
+        with scorer.model(side) as model:
+            if side == CANDIDATE and has_weights:
+                canaries = record_canaries(model, scorer.tokenizer)
+            answers[side] = greedy_answers(model, scorer.tokenizer, asked)
+            prose[f"{side}_nats"] = prose_nats(model, scorer.tokenizer)
+    examples = [
+        {"question": one.question, CANDIDATE: one.text, CHAMPION: other.text}
+        for one, other in zip(answers[CANDIDATE], answers[CHAMPION], strict=True)
+    ]
+    return {
+        "canaries": canaries,
+        "prose": {key: nats if math.isfinite(nats) else None for key, nats in prose.items()},
+        "answers": {side: describe(answers[side]).as_dict() for side in SIDES} if examples else None,
+        "examples": examples,
+    }
+
+
+def _result(scorer: Scorer, preference: Preference) -> dict[str, Any] | None:
+    """One pair as both sides find it; None where its prompt is too long."""
+    candidate, champion = (scorer.score(side, preference) for side in SIDES)
+    if candidate is None or champion is None:
+        return None
+    return {
+        "preference_id": preference.preference_id,
+        "difference": candidate.favour - champion.favour,
+        "source": preference.source,
+        "rater": preference.rater,
+        "longer": len(preference.chosen) - len(preference.rejected),
+        "chosen_tokens": candidate.chosen_tokens,
+        "candidate_chosen": candidate.chosen,
+        "champion_chosen": champion.chosen,
+    }
+
+
+def by_source(results: Sequence[dict[str, Any]], beta: float) -> dict[str, dict[str, Any]]:
+    """The counts of each source: own picks, and what was imported and must not be forgotten."""
+    sources = sorted({result["source"] for result in results})
+    return {source: count([one for one in results if one["source"] == source], beta) for source in sources}
+
+
+def chosen_nats(results: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """Mean negative log-likelihood of a token of the held-out chosen answers, in nats; None without any."""
+    tokens = sum(result["chosen_tokens"] for result in results)
+    if not tokens:
+        return None
+    return {f"{side}_nats": -sum(result[f"{side}_chosen"] for result in results) / tokens for side in SIDES}
 
 
 def pick_pairs(preferences: Sequence[Preference], cap: int) -> list[Preference]:
@@ -92,105 +151,6 @@ def count(results: Sequence[dict[str, Any]], beta: float) -> dict[str, Any]:
         "win_rate": wins / decided if decided else None,
         "mean_margin": beta * sum(result["difference"] for result in results) / len(results) if results else None,
     }
-
-
-class _Scorer:
-    """The base with the adapters of both versions beside each other."""
-
-    def __init__(self, comparison: dict[str, Any]) -> None:
-        import torch
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        base_dir = ensure_base(BaseModel.from_dict(comparison["base"]), Path(comparison["models_dir"]))
-        self._max_length = comparison["max_length"]
-        self._device = _device(comparison["device"])
-        self._tokenizer = AutoTokenizer.from_pretrained(base_dir)
-        dtype = torch.bfloat16 if comparison["precision"] == "bf16" else torch.float32
-        base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=dtype)
-        adapters = {name: comparison[name]["adapter"] for name in (CANDIDATE, CHAMPION) if comparison[name]["adapter"]}
-        model: Any = base
-        for name, path in adapters.items():
-            if model is base:
-                model = PeftModel.from_pretrained(base, path, adapter_name=name)
-            else:
-                model.load_adapter(path, name)
-        self._model = model.to(self._device).eval()
-        self._adapters = set(adapters)
-
-    def difference(self, preference: Preference) -> float | None:
-        """How much more the candidate favours `chosen` than the champion does, in nats. None: prompt too long."""
-        tokens = tokenise(self._tokenizer, preference, self._max_length)
-        if not tokens.chosen or not tokens.rejected:
-            return None
-        return self._preference_of(CANDIDATE, tokens) - self._preference_of(CHAMPION, tokens)
-
-    def canaries(self) -> list[dict[str, Any]]:
-        """How the candidate begins its answers, for whoever will serve it; none of the base, which has no adapter."""
-        if CANDIDATE not in self._adapters:
-            return []
-        self._model.set_adapter(CANDIDATE)
-        return record_canaries(self._model, self._tokenizer)
-
-    def _preference_of(self, name: str, tokens: PairTokens) -> float:
-        if name in self._adapters:
-            self._model.set_adapter(name)
-            return self._favour(tokens)
-        if not self._adapters:
-            return self._favour(tokens)
-        with self._model.disable_adapter():
-            return self._favour(tokens)
-
-    def _favour(self, tokens: PairTokens) -> float:
-        """log p(chosen | prompt) - log p(rejected | prompt), summed over tokens, in one forward pass.
-
-        Both answers stand behind one prompt in one row; a mask hides `chosen` from `rejected` and position ids start
-        again after the prompt, which gives the same numbers as two passes with less work.
-        """
-        import torch
-
-        layout = pair_layout(len(tokens.prompt), len(tokens.chosen), len(tokens.rejected))
-        answers = tokens.chosen + tokens.rejected
-        with torch.inference_mode():
-            logits = self._model(
-                input_ids=torch.tensor([tokens.prompt + answers], device=self._device),
-                position_ids=torch.tensor([layout.positions], device=self._device),
-                attention_mask=torch.tensor(layout.visible, device=self._device)[None, None],
-                logits_to_keep=torch.tensor(layout.predicting, device=self._device),
-            ).logits[0]
-            wanted = torch.tensor(answers, device=self._device)[:, None]
-            each = torch.log_softmax(logits.float(), dim=-1).gather(-1, wanted).double()
-        return float(each[: len(tokens.chosen)].sum() - each[len(tokens.chosen) :].sum())
-
-
-@dataclass(frozen=True, slots=True)
-class PairLayout:
-    """How prompt + chosen + rejected lie in one row."""
-
-    positions: list[int]
-    visible: list[list[bool]]
-    predicting: list[int]
-
-
-def pair_layout(prompt: int, chosen: int, rejected: int) -> PairLayout:
-    """The layout for these lengths in tokens: position of each token, who sees whom, and whose logits predict."""
-    end = prompt + chosen
-    row = range(end + rejected)
-    return PairLayout(
-        positions=[*range(end), *range(prompt, prompt + rejected)],
-        visible=[[seen <= by and not (by >= end and prompt <= seen < end) for seen in row] for by in row],
-        predicting=[*range(prompt - 1, end - 1), prompt - 1, *range(end, end + rejected - 1)],
-    )
-
-
-def _device(device: str) -> str:
-    if device == "cpu":
-        return "cpu"
-    import torch
-
-    if not torch.cuda.is_available():
-        raise JobError("This evaluation was started for a GPU but torch sees none. Check the driver and torch's build.")
-    return "cuda"
 
 
 def _report(run_dir: Path, since: float, done: int, total: int) -> None:

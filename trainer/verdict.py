@@ -1,9 +1,8 @@
 """Evidence → verdict, in plain words. Pure: an evaluation's numbers in, a decision with its reasons out.
 
 Silence means keep: the candidate replaces the champion only when an exact two-sided sign test on wins and losses
-(ties left out) says that chance is an unlikely explanation. After `evaluate.py`, before `versions.py`.
-
-Not covered: guards on length, safety or regressions by topic (the full gate is later work).
+(ties left out) says that chance is an unlikely explanation, and nothing else was lost (`guards.py`): damage rejects it,
+a doubt keeps the champion. After `evaluate.py`, before `versions.py`. Not covered: safety, regressions by topic.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 from feedback_store.preferences import HELD_OUT_SHARE
+from trainer.guards import problems
 
 LIMIT = 10_000  # held-out pairs
 DECISIONS = ("promote", "keep", "reject")
@@ -38,6 +38,19 @@ class Verdict:
 
 def decide(evaluation: Mapping[str, Any], champion: str, candidate: str, *, alpha: float = 0.05) -> Verdict:
     """Judge `candidate` against `champion` on one evaluation (keys as in evaluation.json)."""
+    picked = _by_picks(evaluation, champion, candidate, alpha)
+    against = problems(evaluation, champion, candidate)
+    if not against:
+        return picked
+    damaged = any(problem.is_damage for problem in against)
+    decision = "reject" if damaged or picked.decision == "reject" else "keep"
+    counted = picked.reasons[:2]
+    said = tuple(problem.sentence for problem in against)
+    return Verdict(decision, (counted[0], *said, *counted[1:], f"Keeping {champion}."))
+
+
+def _by_picks(evaluation: Mapping[str, Any], champion: str, candidate: str, alpha: float) -> Verdict:
+    """What the held-out pairs say."""
     wins, ties, losses = (int(evaluation[key]) for key in ("wins", "ties", "losses"))
     pairs, p_value = wins + ties + losses, float(evaluation["p_value"])
     if pairs == 0:
