@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train soak-swaps clean
+.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train soak-swaps soak-baking clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -53,6 +53,9 @@ bench-train: setup-dev  ## our DPO step against TRL's trainer on real pairs → 
 soak-swaps: setup-dev  ## 200 swaps under 32 streams, 8 kinds of failing swap ten times each → docs/benchmarks/ (minutes)
 	$(BIN)/python scripts/soak_swaps.py
 	SWAPS=200 FAILING_SWAPS=10 $(BIN)/python -m pytest tests/test_engine_swaps.py tests/test_failing_swaps.py
+
+soak-baking: setup-dev  ## 50 faulty versions promoted under streams and taken back → docs/benchmarks/ (minutes)
+	$(BIN)/python scripts/soak_baking.py
 
 bench-serving: setup-dev  ## the whole product against a bare llama-server, transformers serve, Gradio → docs/benchmarks/
 	$(BIN)/python scripts/bench_serving.py

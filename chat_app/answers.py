@@ -8,15 +8,15 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from chat_app.admission import Admission, Place
 from chat_app.metrics import Metrics
 from chat_app.pairs import shuffle
 from chat_app.prompts import LeftOut, Prompt, fit
-from chat_app.serving.engine import MAX_SEED, EngineBroken, Sampling
+from chat_app.serving.engine import MAX_SEED, EngineBroken, EngineError, Sampling
 from chat_app.serving.slot import ModelSlot
 from chat_app.turns import TurnStream, merge
 from feedback_store.records import Candidate, Message, Pair, new_id, now
@@ -50,11 +50,52 @@ class Asker:
 ANYBODY = Asker()
 
 
+class Watcher(Protocol):
+    """Who is told of every answer; `baking_watch.Baking` fits it."""
+
+    def rescuer(self) -> str | None:
+        """The version to ask where the champion breaks an answer before its first word; None: no other."""
+
+    def rescued(self) -> None: ...
+    def begun(self, turn: TurnStream) -> None:
+        """An answer grows; told more than once of each."""
+
+    def ended(self, turn: TurnStream) -> None: ...
+    def could_not_begin(self, version: str, candidate_id: str, error: EngineError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked, by whom, and from which seat; `stopped` ends it."""
+
+    messages: Sequence[Message]
+    sampling: Sampling
+    turn_id: str | None
+    asker: Asker
+    place: Place
+    stopped: asyncio.Event
+
+
+class NothingWritten(Exception):
+    """An answer ended before its first word, and another version may be asked; `error` is why, if it broke."""
+
+    def __init__(self, error: EngineError | None = None) -> None:
+        super().__init__(str(error or "an empty answer"))
+        self.error = error
+
+
 class Answers:
     """Writes answers and keeps them. `slot` is None where nothing is served (a command on the data directory)."""
 
     def __init__(
-        self, store: FeedbackStore, slot: ModelSlot | None, rater: str, admission: Admission, metrics: Metrics
+        self,
+        store: FeedbackStore,
+        slot: ModelSlot | None,
+        rater: str,
+        admission: Admission,
+        metrics: Metrics,
+        *,
+        watcher: Watcher,
     ) -> None:
         self.admission = admission
         self.wrote_at: float | None = None  # when an engine last wrote something for somebody (time.monotonic)
@@ -62,6 +103,7 @@ class Answers:
         self._slot = slot
         self._rater = rater
         self._metrics = metrics
+        self._watcher = watcher
         self._recording: set[asyncio.Task[None]] = set()
         self._stops: dict[str, asyncio.Event] = {}  # turn id → set to end its growing answers
         self._dice = random.SystemRandom()
@@ -77,30 +119,72 @@ class Answers:
         """Answer `messages`: yields the growing answer; at the end it is stored, with the turn if any.
 
         While all seats are taken it yields the place in line. The champion, or a version served beside it, is pinned
-        once there is a seat. Leaving early, or `stop`, stores what was written, as `cancelled`. Raises EngineError
-        (EngineBusy: nothing was begun).
+        once there is a seat. Leaving early, or `stop`, stores what was written, as `cancelled`. Where the watcher names
+        a rescuer and the champion writes nothing, the rescuer is asked. Raises EngineError (EngineBusy: nothing was
+        begun).
         """
         async with self._growing(turn_id) as stopped, self.admission.admit(asker.user) as place:
             while not await place.seated(TICK_S):
                 yield place
                 if stopped.is_set():
                     return
-            async with self.slot.pin(version) as engine:
-                prompt = await fit(engine, messages, sampling)
-                answer = TurnStream(prompt, prompt.messages, self._seeded(sampling))
-                try:
-                    async with aclosing(merge((answer,), tick_s=TICK_S)) as growing:
-                        async for _ in growing:
-                            self._note_words(answer)
+            rescuer = None if version is not None else self._watcher.rescuer()
+            request = Request(messages, sampling, turn_id, asker, place, stopped)
+            try:
+                async with aclosing(self._written(request, version, from_first_word=rescuer is not None)) as growing:
+                    async for answer in growing:
+                        yield answer
+                return
+            except NothingWritten as nothing:
+                log.warning("A new champion began no answer (%s); %s is asked.", nothing, rescuer)
+                self._watcher.rescued()
+            async with aclosing(self._written(request, rescuer, from_first_word=False)) as growing:
+                async for answer in growing:
+                    yield answer
+
+    async def _written(
+        self, request: Request, version: str | None, *, from_first_word: bool
+    ) -> AsyncGenerator[TurnStream, None]:
+        """One answer of one version, stored at its end; `from_first_word`: nothing is yielded before there is a word.
+
+        Raises EngineError; NothingWritten where nothing was yielded and another version may be asked.
+        """
+        async with self._prompt(request, version, from_first_word=from_first_word) as prompt:
+            answer = TurnStream(prompt, prompt.messages, self._seeded(request.sampling))
+            self._watcher.begun(answer)
+            try:
+                async with aclosing(merge((answer,), tick_s=TICK_S)) as growing:
+                    async for _ in growing:
+                        self._note_words(answer)
+                        if answer.text.strip() or not from_first_word:
                             yield answer
-                            if stopped.is_set():
-                                break
-                finally:
-                    self._account(place, asker, answer)
-                    keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, turn_id)
+                        if request.stopped.is_set():
+                            break
+            finally:
+                self._account(request.place, request.asker, answer)
+                keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, request.turn_id)
+        if from_first_word and not answer.text.strip() and answer.finish_reason != "cancelled":
+            raise NothingWritten(answer.error)
         if answer.error is not None:
             raise answer.error
         await asyncio.shield(keeping)
+
+    @asynccontextmanager
+    async def _prompt(
+        self, request: Request, version: str | None, *, from_first_word: bool
+    ) -> AsyncGenerator[Prompt, None]:
+        """The prompt before a pinned engine; where there is none, and another version may be asked, NothingWritten."""
+        async with AsyncExitStack() as pins:
+            champion = self.slot.version
+            try:
+                engine = await pins.enter_async_context(self.slot.pin(version))
+                prompt = await fit(engine, request.messages, request.sampling)
+            except EngineError as error:
+                if not from_first_word:
+                    raise
+                self._watcher.could_not_begin(champion, new_id("cand"), error)
+                raise NothingWritten(error) from error
+            yield prompt
 
     async def answer(
         self,
@@ -221,13 +305,16 @@ class Answers:
 
     def _note_words(self, *answers: TurnStream) -> None:
         """That an engine writes for people is the best proof that it can."""
+        for answer in answers:
+            self._watcher.begun(answer)
         self.wrote_at = max((one.wrote_at for one in answers if one.wrote_at is not None), default=self.wrote_at)
 
     def _account(self, place: Place, asker: Asker, *answers: TurnStream) -> None:
-        """What ended answers used, for the budget and the metrics."""
+        """What ended answers used, for the budget and the metrics; and how they ended, for who watches."""
         for answer in answers:
             place.charge(answer.tokens)
             self._metrics.answered(answer, asker.route)
+            self._watcher.ended(answer)
 
     async def settled(self) -> None:
         """Wait until everything written so far is stored."""

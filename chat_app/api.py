@@ -164,6 +164,7 @@ class SnapshotBody(Strict):
 class PromoteBody(Strict):
     reason: Annotated[str, Field(max_length=2_000)] = ""
     maintenance: bool = False
+    bake: bool = True
 
 
 class RollbackBody(Strict):
@@ -489,9 +490,14 @@ def _loop_routes(operations: Operations) -> APIRouter:
 
     @router.post("/versions/{version}/promote")
     async def promote(version: str, body: PromoteBody | None = None) -> dict[str, Any]:
-        """Make a version the champion: started beside, checked, then swapped in without dropping a reply."""
+        """Make a version the champion: started beside, checked, then swapped in without dropping a reply.
+
+        With `bake` (the default) it is watched, and taken back by itself where it is clearly worse: GET /v1/baking.
+        """
         body = body or PromoteBody()
-        champion, previous = await operations.promote(version, reason=body.reason, maintenance=body.maintenance)
+        champion, previous = await operations.promote(
+            version, reason=body.reason, maintenance=body.maintenance, bake=body.bake
+        )
         return {"champion": champion, "previous": previous}
 
     @router.post("/rollback")
@@ -499,6 +505,11 @@ def _loop_routes(operations: Operations) -> APIRouter:
         """Go back to the champion before this one."""
         champion, previous = await operations.rollback(maintenance=body is not None and body.maintenance)
         return {"champion": champion, "previous": previous}
+
+    @router.get("/baking")
+    def baking() -> dict[str, Any]:
+        """How a new champion does against the version before: state, numbers of both, and what was taken back."""
+        return operations.baking.as_body()
 
     @router.post("/versions/{version}/serve")
     async def serve(version: str, _: Nothing | None = None) -> dict[str, Any]:

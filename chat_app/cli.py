@@ -201,11 +201,14 @@ def promote(
     version: Annotated[str, typer.Argument(help="The version that is to answer from now on.")],
     reason: Annotated[str, typer.Option(help="Why; kept with the promotion.")] = "",
     maintenance: Maintenance = False,
+    bake: Annotated[
+        bool, typer.Option("--bake/--no-bake", help="Watch it, and go back by itself where it is clearly worse.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Make a version the champion. Replies in flight finish on the version they began with."""
     with connected(as_json) as client:
-        body = {"reason": reason, "maintenance": maintenance}
+        body = {"reason": reason, "maintenance": maintenance, "bake": bake}
         result = client.request("POST", f"/v1/versions/{version}/promote", body)
     show(result, as_json, f"The champion is {result['champion']} now; before it was {result['previous']}.")
 
@@ -216,6 +219,20 @@ def rollback(maintenance: Maintenance = False, as_json: Json = False) -> None:
     with connected(as_json) as client:
         result = client.request("POST", "/v1/rollback", {"maintenance": maintenance})
     show(result, as_json, f"Rolled back to {result['champion']} from {result['previous']}.")
+
+
+@app.command()
+def baking(as_json: Json = False) -> None:
+    """How a new champion does against the version before, and what was taken back by itself."""
+    with connected(as_json) as client:
+        result = client.request("GET", "/v1/baking")
+    lines = [result["sentence"] or "No new champion is being watched."]
+    lines += [
+        f"  {row['measure']:<10} {row['bad']:>4} of {row['of']:<5} before: {row['bad_before']:>4} of {row['of_before']}"
+        for row in result.get("measures", ())
+    ]
+    lines += [f"  earlier: {why}" for why in result["taken_back"].values() if why != result["sentence"]]
+    show(result, as_json, "\n".join(lines))
 
 
 @app.command()

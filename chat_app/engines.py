@@ -92,9 +92,9 @@ def engine_builder(settings: Settings) -> Callable[[ServedVersion], Awaitable[En
         return builder
     if find_spec("xllamacpp") is None:
         raise CannotServe("The native engine (xllamacpp) is not installed. Run `make setup`.")
-    from chat_app.serving.llama_engine import build_llama_engine
+    from chat_app.serving.spare_process import LlamaEngines
 
-    return partial(build_llama_engine, log_dir=settings.data_dir / "logs")
+    return LlamaEngines(settings.data_dir / "logs").build
 
 
 def remote_builder(settings: Settings) -> "RemoteBuilder":

@@ -52,6 +52,13 @@ class Metrics:
         self._swap_s = Histogram(
             "zloop_swap_seconds", "How long a change of the champion took.", buckets=LOAD_S, registry=all_of_it
         )
+        self._bakings = Counter(
+            "zloop_bakings", "Watches over a new champion that ended.", ("outcome",), registry=all_of_it
+        )
+        self._rescued = Counter(
+            "zloop_rescued_answers", "Answers that the version before wrote for a new champion.", version,
+            registry=all_of_it,
+        )  # fmt: skip
         self._builds = Counter(
             "zloop_engine_builds", "Engines built: at the start, for a swap, and again after one died.", ("outcome",),
             registry=all_of_it,
@@ -87,6 +94,14 @@ class Metrics:
         """The champion was changed, or could not be."""
         self._swaps.labels(kind, "ok" if ok else "failed").inc()
         self._swap_s.observe(took_s)
+
+    def baked(self, outcome: str) -> None:
+        """The watch over a new champion ended: it is kept, was taken back, or a person decided."""
+        self._bakings.labels(outcome).inc()
+
+    def rescued(self, version: str) -> None:
+        """`version` broke an answer before its first word, and the version before is asked."""
+        self._rescued.labels(version).inc()
 
     def store_checked(self, *, ok: bool) -> None:
         """The store was asked whether it can write."""

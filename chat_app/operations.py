@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from chat_app.admission import Admission, Place
 from chat_app.answers import ANYBODY, Answers, Asker, Comparison
+from chat_app.baking_watch import Baking, Watch
 from chat_app.data import DataOperations
 from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
@@ -163,6 +164,8 @@ class Status:
     retrain_every: int
     counts: Counts
     is_paused: bool = False
+    watch: str = ""  # how a new champion does, or why the last one was taken back
+    taken_back: tuple[str, ...] = ()  # versions that were clearly worse once they answered
 
 
 class Operations:
@@ -195,7 +198,8 @@ class Operations:
             metrics=self.metrics,
         )
         self.metrics.watch(lambda: admission.decoding, lambda: admission.waiting, settings.data_dir)
-        self.answers = Answers(store, slot, RATER, admission, self.metrics)
+        self.baking = Baking(settings, store, slot, self.metrics, self._take_back)
+        self.answers = Answers(store, slot, RATER, admission, self.metrics, watcher=self.baking)
         self.data = DataOperations(settings, store, RATER, self._cancel_active)
         self.watching = WatchingOperations(store, trainer, self.status)
         self.presets = load_presets(settings.data_dir / FILE)
@@ -246,6 +250,7 @@ class Operations:
 
     async def close(self) -> None:
         """Finish what is being stored, then stop the engine."""
+        await self.baking.close()
         await self.answers.close()
 
     # --- chatting --------------------------------------------------------------------------------------------------
@@ -397,9 +402,11 @@ class Operations:
         self, candidate_id: str, rating: str, comment: str | None = None, idempotency_key: str | None = None
     ) -> Rating:
         """Thumbs up or down on one answer. Raises NotFound, Conflict."""
-        return self._store.record_rating(
+        kept = self._store.record_rating(
             candidate_id, rating, comment=comment, rater=RATER, idempotency_key=idempotency_key
         )
+        self.baking.rated(candidate_id, rating)
+        return kept
 
     def record_edit(self, candidate_id: str, text: str, idempotency_key: str | None = None) -> Edit:
         """A person's rewrite of an answer. Raises NotFound, Conflict."""
@@ -486,7 +493,7 @@ class Operations:
 
     def version_rows(self) -> list[dict[str, Any]]:
         """Every version with its state and one line of what it is, the base first."""
-        champion = self.champion()
+        champion, taken_back = self.champion(), self.baking.taken_back()
         served_before = {one for event in self._store.load_promotions() for one in (event.version, event.previous)}
         rows = []
         for manifest in self._trainer.manifests():
@@ -494,27 +501,38 @@ class Operations:
             verdict = manifest.get("verdict") or {}
             if version == champion:
                 state = "champion"
+            elif version in taken_back:
+                state = "rejected"
             elif version in served_before:
                 state = "retired"
             else:
                 state = "rejected" if verdict.get("decision") == "reject" else "candidate"
-            rows.append({**manifest, "state": state, "summary": _summary(manifest)})
+            reason = taken_back.get(version)
+            rows.append({**manifest, "state": state, "summary": reason or _summary(manifest), "taken_back": reason})
         return rows
 
-    async def promote(self, version: str, *, reason: str = "", maintenance: bool = False) -> tuple[str, str]:
+    async def promote(
+        self, version: str, *, reason: str = "", maintenance: bool = False, bake: bool = True
+    ) -> tuple[str, str]:
         """Make `version` the champion; returns (champion, previous).
 
         Where a model is served: the new engine starts beside the old one, is checked, and only then is the promotion
         recorded and the reference flipped. If anything fails, the old version serves on and nothing is recorded.
         Raises NeedsMaintenance where there is no room for both; with `maintenance` answers wait while one follows the
-        other.
+        other. With `bake` it is watched from its first answer on, and taken back where it is clearly worse.
         """
         async with self._promoting:
             previous = self.champion()
             if version == previous:
                 raise Refused(409, f"{version} is the champion already.")
-            record = partial(self._record_promotion, version, "promote", reason)
+            watch = await asyncio.to_thread(self._watch_over, version, previous) if bake else None
+
+            def record() -> None:
+                self._record_promotion(version, "promote", reason)
+                self.baking.begin(watch)
+
             await self._serve(version, "promote", record, maintenance)
+            self.baking.keep_looking()
         return version, previous
 
     async def rollback(self, *, maintenance: bool = False) -> tuple[str, str]:
@@ -529,7 +547,29 @@ class Operations:
                 partial(self._record_promotion, target, "rollback", f"rolled back from {previous}"),
                 maintenance,
             )
+            self.baking.end()
         return target, previous
+
+    def _watch_over(self, version: str, previous: str) -> Watch | None:
+        """A taste that is practised may be about length: then longer answers are no trouble."""
+        practised = {one["version"] for one in self._trainer.manifests() if one.get("practice")}
+        return self.baking.prepare(version, previous, judge_length=practised.isdisjoint((version, previous)))
+
+    async def _take_back(self, version: str, reason: str) -> bool:
+        """Go back from a version that turned out clearly worse; False where somebody has changed the champion already.
+
+        The version before is warm, so this is a flip; where it is not and there is no room for both, answers wait.
+        """
+        async with self._promoting:
+            target = self.rollback_target()
+            if self.champion() != version or target is None:
+                return False
+            record = partial(self._record_promotion, target, "auto-rollback", reason, by="baking")
+            try:
+                await self._serve(target, "auto-rollback", record, maintenance=False)
+            except NeedsMaintenance:
+                await self._serve(target, "auto-rollback", record, maintenance=True)
+        return True
 
     async def serve_beside(self, version: str) -> tuple[str, ...]:
         """Serve a version beside the champion, for who asks for it by name; returns all that are served."""
@@ -569,9 +609,9 @@ class Operations:
                 raise
             raise NeedsMaintenance(served.version, error, slot.maintenance_limit_s) from error
 
-    def _record_promotion(self, version: str, kind: str, reason: str) -> None:
+    def _record_promotion(self, version: str, kind: str, reason: str, *, by: str = RATER) -> None:
         manifest = next(one for one in self._trainer.manifests() if one["version"] == version)
-        self._store.record_promotion(version, kind=kind, reason=reason, by=RATER, evaluation=manifest.get("evaluation"))
+        self._store.record_promotion(version, kind=kind, reason=reason, by=by, evaluation=manifest.get("evaluation"))
 
     # --- health ----------------------------------------------------------------------------------------------------
 
@@ -600,6 +640,8 @@ class Operations:
             retrain_every=self.scheduling.every,
             counts=self._store.counts(),
             is_paused=self._slot is not None and self._slot.is_paused,
+            watch=self.baking.sentence(),
+            taken_back=tuple(self.baking.taken_back()),
         )
 
     def _serving(self) -> str | None:

@@ -74,6 +74,11 @@ class Prompt:
         return self._engine.version
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the engine that answers lives."""
+        return self._engine.is_alive
+
+    @property
     def left_out(self) -> LeftOut:
         """What of the conversation is not read."""
         missing = len(self._all) - len(self.messages)

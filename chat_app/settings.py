@@ -54,6 +54,16 @@ class Settings(BaseModel):
     keep_warm: Annotated[
         bool, Field(description="Keep the engine of the champion before, so that a rollback takes no time.")
     ] = True
+    baking: Annotated[
+        Literal["on", "off"],
+        Field(description="Watch a version after its promotion, and go back by itself where it is clearly worse."),
+    ] = "on"
+    baking_requests: Annotated[
+        int, Field(ge=5, le=10_000, description="Answers for which a new champion is watched, at least.")
+    ] = 50
+    baking_s: Annotated[
+        float, Field(ge=0, le=86_400, description="Seconds for which a new champion is watched, at least.")
+    ] = 60.0
     remote_url: Annotated[
         str | None, Field(description="`remote`: URL of the model server; two, with a comma, for blue/green.")
     ] = None

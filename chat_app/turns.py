@@ -25,6 +25,8 @@ class Writer(Protocol):
 
     @property
     def version(self) -> str: ...
+    @property
+    def is_alive(self) -> bool: ...
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]: ...
 
 
@@ -67,6 +69,11 @@ class TurnStream:
 
     def __aiter__(self) -> AsyncGenerator[Chunk, None]:
         return self._chunks
+
+    @property
+    def engine_is_alive(self) -> bool:
+        """Whether the engine could write another one."""
+        return self._engine.is_alive
 
     @property
     def left_out(self) -> LeftOut:

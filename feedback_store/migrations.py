@@ -180,6 +180,20 @@ MIGRATIONS: tuple[Migration, ...] = (
                 event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
         ),
     ),
+    Migration(
+        5,
+        "going back by itself",
+        (
+            "ALTER TABLE promotions RENAME TO earlier_promotions",
+            """CREATE TABLE promotions (
+                version VARCHAR NOT NULL, previous VARCHAR NOT NULL,
+                kind VARCHAR NOT NULL CHECK (kind IN ('promote', 'rollback', 'auto-rollback')),
+                reason VARCHAR NOT NULL, "by" VARCHAR NOT NULL, evaluation JSON,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            "INSERT INTO promotions BY NAME SELECT * FROM earlier_promotions",
+            "DROP TABLE earlier_promotions",
+        ),
+    ),
 )
 
 

@@ -20,7 +20,7 @@ from feedback_store.errors import InvalidRecord
 ROLES = ("system", "user", "assistant")
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
 RATINGS = ("up", "down")
-PROMOTION_KINDS = ("promote", "rollback")
+PROMOTION_KINDS = ("promote", "rollback", "auto-rollback")
 IMPORT_SOURCES = (
     "ultrafeedback_raw", "ultrafeedback_binarized", "argilla", "argilla_records", "trl", "hh_rlhf", "kto",
     "open_webui", "librechat", "h2ogpt",

@@ -209,6 +209,19 @@ class FeedbackStore:
             raise NotFound("candidate", candidate_id)
         return rows.loaded_candidate(found[0])
 
+    def load_recent_answers(self, version: str, limit: int) -> list[tuple[Candidate, str | None]]:
+        """The last answers of a version that nobody stopped, newest first, each with its last rating."""
+        with self._database.read() as cursor:
+            found = cursor.execute(
+                f"""WITH recent AS (SELECT {_CANDIDATE} FROM candidates
+                    WHERE version = ? AND finish_reason <> 'cancelled' ORDER BY created_at DESC LIMIT ?)
+                SELECT recent.*, rated.rating FROM recent LEFT JOIN (
+                    SELECT candidate_id, arg_max(rating, event) AS rating FROM ratings GROUP BY candidate_id
+                ) AS rated USING (candidate_id) ORDER BY recent.created_at DESC""",
+                [version, limit],
+            ).fetchall()
+        return [(rows.loaded_candidate(row[:-1]), row[-1]) for row in found]
+
     def load_left_out(self, candidate_id: str) -> int:
         """How many of the oldest messages an answer was written without."""
         with self._database.read() as cursor:
@@ -461,14 +474,14 @@ class FeedbackStore:
         by: str,
         evaluation: Mapping[str, object] | None = None,
     ) -> Promotion:
-        """Make ``version`` the champion: ``kind`` is promote, or rollback for the way back to ``rollback_target``.
+        """Make ``version`` the champion: ``kind`` is promote; rollback or auto-rollback to ``rollback_target``.
 
         ``Conflict`` for the champion of now, and for a rollback to any other version than the target.
         """
         with self._database.write() as cursor:
             champions = _champions(_load_promotions(cursor))
             promotion = Promotion(version, champions[-1], kind, reason, by, evaluation, self._clock())
-            if kind == "rollback" and champions[-2:-1] != [version]:
+            if kind != "promote" and champions[-2:-1] != [version]:
                 target = champions[-2] if len(champions) > 1 else "nothing"
                 raise Conflict(
                     f"A rollback from {champions[-1]} leads to {target}, not to {version}. Promote it instead."

@@ -195,7 +195,7 @@ def bare_llama(gguf: Path, work: Path) -> Iterator[Target]:
         config = llama_engine._config(ServedVersion("bare", gguf), "bare", None)
         yield Target(llama_engine._hand_over(process, config), {"Authorization": "Bearer bare"}, "bare")
     finally:
-        llama_engine._stop(process)
+        llama_engine.stop_process(process)
 
 
 @contextmanager
@@ -341,8 +341,11 @@ def first_tokens(product: Target, directory: Path, work: Path, size: Size) -> Li
 
 
 def swaps(server: Server, product: Target, directory: Path, work: Path, size: Size) -> Iterator[Line]:
-    """A version that lies ready: from the order to its first token, against starting `transformers serve` again."""
-    ready = iter(["v1", "v2"] * size.rounds)
+    """A version that lies ready: from the order to its first token, against starting `transformers serve` again.
+
+    Each is served for the first time: one that was the champion before would still be warm.
+    """
+    ready = iter(version_names(size))
 
     def promoted() -> float:
         version = next(ready)
@@ -367,6 +370,11 @@ def swaps(server: Server, product: Target, directory: Path, work: Path, size: Si
     yield Line("the same, in seconds", f"{ours:.2f} s", "", ours, "≤ 2 s", ours <= 2, size.rounds)
 
 
+def version_names(size: Size) -> list[str]:
+    """One version a round."""
+    return [f"v{number}" for number in range(1, size.rounds + 1)]
+
+
 PARTS = ("throughput", "pair", "first", "swap")
 
 
@@ -376,7 +384,7 @@ def measure(work: Path, size: Size, parts: Sequence[str]) -> Iterator[Line]:
     data_dir = work / "data"
     directory = ensure_base(base, data_dir / "models")
     gguf = ensure_served(base, data_dir / "models")
-    publish_versions(data_dir, directory, ["v1", "v2"])
+    publish_versions(data_dir, directory, version_names(size))
     with ExitStack() as stack:
         server = stack.enter_context(serving(data_dir, retrain_every=0))
         server.http.timeout = httpx.Timeout(600)

@@ -158,10 +158,10 @@ async def swaps(url: str, first: int, count: int, took_s: list[float]) -> None:
 
 
 def weigh(server: Server) -> Weight:
-    """Memory and open files, once no old engine is draining any more (one stays warm beside the champion)."""
+    """Memory and open files, once no old engine is draining any more (one stays warm, and a spare child waits)."""
     process = psutil.Process(server.process.pid)
     deadline = time.monotonic() + SETTLED_S
-    while len(engines := process.children(recursive=True)) > 2 and time.monotonic() < deadline:
+    while len(engines := process.children(recursive=True)) > 3 and time.monotonic() < deadline:
         time.sleep(0.2)
     mib = 2**20
     return Weight(

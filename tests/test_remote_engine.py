@@ -23,6 +23,7 @@ from upstream import StandIn, standing_in
 
 from chat_app.admission import Admission
 from chat_app.answers import Answers
+from chat_app.baking_watch import Baking
 from chat_app.engines import CannotServe, base_model, engine_builder, remote_builder
 from chat_app.metrics import Metrics
 from chat_app.serving.deadlines import Timeouts
@@ -56,6 +57,10 @@ SECRET = "sk-this-is-the-secret-4711"
 
 def adapted(version: str) -> ServedVersion:
     return ServedVersion(version, adapter_directory=Path(f"/here/versions/{version}/adapter"))
+
+
+async def never(_: str, __: str) -> bool:
+    return False
 
 
 def builder(*stand_ins: StandIn, timeouts: Timeouts = PATIENT, **more: Any) -> RemoteBuilder:
@@ -193,7 +198,8 @@ def test_each_fault_is_one_clear_error_and_never_a_complete_answer(
         await slot.start(BASE)
         metrics = Metrics()
         admission = Admission(at_once=4, per_user=4, max_waiting=4, tokens_per_minute=0, metrics=metrics)
-        answers = Answers(store, slot, "local", admission, metrics)
+        baking = Baking(load_settings({}), store, slot, metrics, never)
+        answers = Answers(store, slot, "local", admission, metrics, watcher=baking)
         vllm.requests.clear()
         vllm.always = fault
         watched: list[TurnStream] = []

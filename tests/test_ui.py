@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from chat_app.operations import Status
-from chat_app.ui.admin import _recipe_choices, next_step, overview, run_card, versions_table
+from chat_app.ui.admin import AdminPage, _recipe_choices, next_step, overview, run_card, versions_table
 from chat_app.ui.preflight import preflight_sentences
 from chat_app.ui.schedule import schedule_table
 from chat_app.ui.theme import badge, navigation
@@ -97,6 +97,15 @@ def test_the_overview_counts_what_there_is() -> None:
 )
 def test_there_is_always_one_next_step(changes: dict[str, Any], said: str) -> None:
     assert said in next_step(status(), {**RUN, **changes})
+
+
+def test_a_version_that_was_taken_back_is_shown_and_not_proposed_again() -> None:
+    taken_back = status(watch="v1 was taken back after 23 requests: 9 of 23 answers failed.", taken_back=("v1",))
+    better = {**RUN, "verdict": {"decision": "promote", "reasons": []}}
+    assert "keep v0; v1 answered once and was taken back" in next_step(taken_back, better)
+    assert "v1 was taken back after 23 requests" in overview(taken_back, None)
+    assert AdminPage._promote_button(better, taken_back).value == "Promote v1 anyway"
+    assert AdminPage._promote_button(better, status()).value == "Promote v1"
 
 
 def test_the_verdict_card_draws_the_shares_and_says_the_reasons() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,21 @@ def base_directory(base: BaseModel, models_dir: Path) -> Path:
     assert base.gguf is not None
     if not base.gguf.is_file():
         raise BaseModelMissing(f"The base model's file {base.gguf} is not there. Restore it or name another model.")
-    return models_dir / f"{base.name}-{sha256_of(base.gguf)[:12]}"
+    return models_dir / f"{base.name}-{sha256_while_unchanged(base.gguf)[:12]}"
+
+
+def sha256_while_unchanged(path: Path) -> str:
+    """The hash of a large file, derived once in a process for as long as its size and times stay as they are.
+
+    Every promotion asks for it, and hundreds of megabytes would keep it waiting.
+    """
+    found = path.stat()
+    return _sha256(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, _: tuple[int, ...]) -> str:
+    return sha256_of(path)
 
 
 def ensure_base(base: BaseModel, models_dir: Path) -> Path:

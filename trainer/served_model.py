@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from feedback_store.durable import new_directory, read_json, sha256_of, write_json
-from trainer.base_model import BaseModel, base_directory
+from trainer.base_model import BaseModel, base_directory, sha256_while_unchanged
 from trainer.errors import BaseModelMissing
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def ensure_served(base: BaseModel, models_dir: Path) -> Path:
         raise BaseModelMissing(f"The base {base.name} has no GGUF file to serve.")
     target = base_directory(BaseModel(base.name, base.gguf), models_dir).with_suffix(f".{FORM.lower()}")
     gguf, manifest = target / FILE, read_json(target / MANIFEST)
-    if manifest is not None and gguf.is_file() and sha256_of(gguf) == manifest["sha256"]:
+    if manifest is not None and gguf.is_file() and sha256_while_unchanged(gguf) == manifest["sha256"]:
         return gguf
     if target.exists():
         log.warning("%s is not as it was written; making it again.", target)

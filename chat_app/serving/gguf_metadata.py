@@ -1,14 +1,15 @@
 """The metadata at the head of a GGUF file, a few keys of it: which tokens are control tokens.
 
-Where it sits: asked by `llama_engine.py` once per engine. The `gguf` package is there only where training is, and maps
-the whole file. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Not covered: big-endian files,
-versions before 2.
+Where it sits: asked by `llama_engine.py` for every engine, read once per file. The `gguf` package is there only where
+training is, and maps the whole file. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Not covered:
+big-endian files, versions before 2.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +40,12 @@ def read_metadata(path: Path, wanted: Collection[str]) -> dict[str, Any]:
 
 def special_tokens(path: Path) -> tuple[list[str], list[str]]:
     """The control tokens of a model, and the tokens its makers added beside them. Raises like `read_metadata`."""
+    return _special_tokens(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _special_tokens(path: Path, _: int) -> tuple[list[str], list[str]]:
+    """Of a file as it was at that time: many versions stand on one base, and a large vocabulary takes 50 ms."""
     tokens, kinds = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
     found = read_metadata(path, (tokens, kinds))
     named = list(zip(found.get(tokens, ()), found.get(kinds, ()), strict=False))

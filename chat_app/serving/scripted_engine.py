@@ -32,7 +32,7 @@ _ENDINGS = ("That is all you need for a start.", "The rest follows from there.",
 
 
 class Fault(Enum):
-    """What goes wrong with a version: while it starts, or in every answer after `CHECK_WORDS` words."""
+    """What goes wrong with a version: while it starts, or in every answer of more than `CHECK_WORDS` words."""
 
     FAILS_TO_START = auto()
     NO_ROOM = auto()
@@ -41,9 +41,16 @@ class Fault(Enum):
     DIES = auto()  # in the middle of an answer, and stays dead
     STALLS = auto()  # in the middle of an answer
     BREAKS_OFF = auto()  # in the middle of an answer, and lives on
+    FAILS_AT_ONCE = auto()  # before the first word of an answer, and lives on
+    EMPTY = auto()
+    SLOW = auto()  # the first word of an answer comes `SLOW_S` late
+    REPEATS = auto()  # goes round in circles
+    DOUBLES = auto()  # says everything twice as long, in other words
 
 
-CHECK_WORDS = 8
+CHECK_WORDS = 8  # as many as the check asks for; in answers this short nothing goes wrong
+SLOW_S = 1.5
+CIRCLES = 8
 
 
 class ScriptedEngine:
@@ -69,7 +76,10 @@ class ScriptedEngine:
 
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream the scripted answer word by word. Raises EngineBroken once the engine is closed."""
-        words, finish_reason = _cut(_script(self._version, messages, sampling.seed), sampling)
+        script = _script(self._version, messages, sampling.seed)
+        if sampling.max_tokens > CHECK_WORDS:
+            script = await self._spoilt(script)
+        words, finish_reason = _cut(script, sampling)
         for written, word in enumerate(words):
             await asyncio.sleep(self._delay_s)
             if written == CHECK_WORDS:
@@ -97,6 +107,20 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         self._closing.set()
+
+    async def _spoilt(self, script: str) -> str:
+        """The script as a faulty version says it, after the wait that goes with it. Raises EngineBroken."""
+        if self._fault is Fault.FAILS_AT_ONCE:
+            raise EngineBroken(f"the scripted engine of {self._version} did not begin its answer")
+        if self._fault is Fault.SLOW:
+            await asyncio.sleep(SLOW_S)
+        opening, _, rest = script.partition(". ")
+        spoilt = {
+            Fault.EMPTY: "",
+            Fault.REPEATS: f"{opening}. " + f"{rest} " * CIRCLES,
+            Fault.DOUBLES: f"{script} {' '.join(_THOUGHTS)}",
+        }
+        return spoilt.get(self._fault, script) if self._fault is not None else script
 
     async def _suffer(self) -> None:
         """Whatever is to go wrong in the middle of an answer."""

@@ -149,7 +149,7 @@ class AdminPage:
             self.overview: overview(status, body, self._worth(status)),
             self.run: run_card(body) if body is not None else "",
             **self.curves.look(lines, newest.log_tail(LOG_LINES) if newest is not None else []),
-            self.promote_newest: self._promote_button(body, status.champion),
+            self.promote_newest: self._promote_button(body, status),
             self.versions: versions_table(rows),
             self.version: gr.Dropdown(choices=others, value=others[-1] if others else None),
             self.cancel: gr.Button(interactive=active),
@@ -169,7 +169,17 @@ class AdminPage:
         newest = run.as_body() if run is not None else {}
         newest.pop("eta_s", None)
         status = self.operations.status()
-        return repr((newest, status.champion, status.serving, status.new_preferences, status.counts, status.problem))
+        return repr(
+            (
+                newest,
+                status.champion,
+                status.serving,
+                status.new_preferences,
+                status.counts,
+                status.problem,
+                status.watch,
+            )
+        )
 
     def _worth(self, status: Status) -> str:
         """The estimate in a sentence; nothing while there is nothing to learn from, or where it cannot be had."""
@@ -181,11 +191,11 @@ class AdminPage:
             return ""
 
     @staticmethod
-    def _promote_button(body: Mapping[str, Any] | None, champion: str) -> gr.Button:
-        if body is None or body["version"] in (None, champion):
+    def _promote_button(body: Mapping[str, Any] | None, status: Status) -> gr.Button:
+        if body is None or body["version"] in (None, status.champion):
             return gr.Button(visible=False)
         decision = body["verdict"]["decision"] if body["verdict"] else "keep"
-        anyway = "" if decision == "promote" else " anyway"
+        anyway = "" if decision == "promote" and body["version"] not in status.taken_back else " anyway"
         return gr.Button(
             f"Promote {body['version']}{anyway}", visible=True, variant="primary" if not anyway else "secondary"
         )
@@ -310,6 +320,7 @@ def overview(status: Status, run: Mapping[str, Any] | None, worth: str = "") -> 
         f'<div class="zl-card"><b>{escape(value)}</b><small>{escape(what)}</small></div>' for what, value in cards
     )
     health = status.problem or f"All is well: {status.serving or 'no version'} answers."
+    health += f" {status.watch}" if status.watch else ""
     return (
         f'<p class="zl-health">{escape(health)} <b>Next:</b> {escape(next_step(status, run))}</p>'
         f'<div class="zl-cards">{shown}</div>'
@@ -324,10 +335,14 @@ def next_step(status: Status, run: Mapping[str, Any] | None) -> str:
     if run is not None and run["state"] == "failed":
         return "read below why the last run failed, then resume it or start a new one."
     if run is not None and run["version"] and run["version"] != status.champion and run["verdict"]:
-        if run["verdict"]["decision"] == "promote":
-            return f"promote {run['version']}."
-        if run["verdict"]["decision"] == "reject":
-            return f"keep {status.champion}; {run['version']} is worse."
+        decision = "taken back" if run["version"] in status.taken_back else run["verdict"]["decision"]
+        steps = {
+            "taken back": f"keep {status.champion}; {run['version']} answered once and was taken back.",
+            "promote": f"promote {run['version']}.",
+            "reject": f"keep {status.champion}; {run['version']} is worse.",
+        }
+        if decision in steps:
+            return steps[decision]
     if not status.counts.train:
         return "chat with Compare on and pick answers, import a preference file, or try a practice."
     return "start a retrain, or collect more picks."
