@@ -37,6 +37,7 @@ from chat_app.serving.engine import (
     NoRoom,
     VersionNotServed,
 )
+from chat_app.trial_api import trial_routes
 from chat_app.turns import TurnStream
 from feedback_store.errors import (
     BadImport,
@@ -185,6 +186,7 @@ def create_api(
     app.include_router(_feedback_routes(operations))
     app.include_router(data_routes(operations.data))
     app.include_router(_loop_routes(operations))
+    app.include_router(trial_routes(operations))
     app.include_router(_health_routes(operations))
     app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
     _handle_errors(app, {**STATUSES, **statuses})

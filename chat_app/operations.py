@@ -23,6 +23,7 @@ from chat_app.presets import FILE, Preset, load_presets
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
+from chat_app.trials import Judge, TrialOperations
 from chat_app.turns import TurnStream
 from feedback_store import practice
 from feedback_store.errors import StoreError
@@ -80,7 +81,7 @@ class RunHandle(Protocol):
     def metrics(self) -> list[dict[str, Any]]: ...
 
 
-class Trainer(Protocol):
+class Trainer(Judge, Protocol):
     """The port to the trainer; `trainer.supervisor.Supervisor` fits it."""
 
     def start_run(
@@ -99,7 +100,6 @@ class Trainer(Protocol):
     def recipes(self) -> Sequence[str]: ...
     def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
-    def served(self, version: str) -> ServedVersion: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
     def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]: ...
     def credit(self, version: str, rater: str) -> str | None: ...
@@ -184,6 +184,10 @@ class Operations:
         self._is_due = is_due
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
+        self.trials = TrialOperations(
+            store, trainer, self.answers, self._promoting,
+            share=settings.trial_share, max_votes=settings.trial_max_votes, rater=RATER,
+        )  # fmt: skip
 
     # --- starting and stopping -------------------------------------------------------------------------------------
 
@@ -198,6 +202,7 @@ class Operations:
                 raise
             self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
             await slot.start(self._trainer.served(BASE_VERSION))
+        await self.trials.go_on()
         self.answers.wrote_at = time.monotonic()  # the slot's check wrote for real
 
     async def drain(self) -> None:
@@ -341,6 +346,7 @@ class Operations:
         if pair.turn_id is not None:
             picked = (pair.first, pair.second)[settle(kept.pick)]
             self._store.record_answer(pair.turn_id, picked.candidate_id)
+        self.trials.voted(pair)
         preference = self._store.pick_preference(kept)
         new = self._new_preferences()
         return PickOutcome(
@@ -441,6 +447,8 @@ class Operations:
             verdict = manifest.get("verdict") or {}
             if version == champion:
                 state = "champion"
+            elif version == self.trials.challenger():
+                state = "challenger"
             elif version in served_before:
                 state = "retired"
             else:
@@ -487,6 +495,8 @@ class Operations:
 
     async def release(self, version: str) -> tuple[str, ...]:
         """Serve a version beside the champion no longer; returns all that are served. Raises VersionNotServed."""
+        if version == self.trials.challenger():
+            raise Refused(409, f"{version} is on live trial: stop the trial, which releases it.")
         await self.answers.slot.release(version)
         return self.answers.slot.versions
 
@@ -505,6 +515,7 @@ class Operations:
         finally:
             self.metrics.swapped(kind, ok=ok, took_s=time.monotonic() - began)
         self._problem = None
+        await self.trials.champion_changed()
 
     async def _swap(
         self, slot: ModelSlot, served: ServedVersion, commit: Callable[[], Awaitable[None]], maintenance: bool

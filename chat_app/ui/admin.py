@@ -16,6 +16,7 @@ from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle
 from chat_app.serving.engine import EngineError
 from chat_app.ui.data import DataSection
 from chat_app.ui.theme import navigation
+from chat_app.ui.trial import TrialSection
 from feedback_store.errors import StoreError
 from feedback_store.practice import TASTES
 from feedback_store.records import OWN_SOURCES
@@ -40,10 +41,10 @@ class AdminPage:
     def __init__(self, operations: Operations, page: gr.Blocks, refusals: tuple[type[Exception], ...]) -> None:
         self.operations = operations
         self.refusals = refusals
-        self._lay_out()
+        self._lay_out(page)
         self._wire(page)
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, page: gr.Blocks) -> None:
         self.bar = gr.HTML(padding=False)
         self.overview = gr.HTML(padding=False, elem_id="overview")
         self.seen = gr.State("")
@@ -92,6 +93,7 @@ class AdminPage:
             self.rollback = gr.Button("Roll back", elem_id="rollback")
         self.without_room = gr.State(None)  # what was asked for where two models did not fit
         self.maintenance = gr.Button(visible=False, variant="stop", elem_id="maintenance")
+        TrialSection(self.operations, page, self.refusals)
         gr.Markdown("### Import preferences")
         with gr.Row(elem_classes="zl-end"):
             self.source = gr.Textbox(
@@ -174,7 +176,9 @@ class AdminPage:
         newest = runs[0].as_body() if runs else {}
         newest.pop("eta_s", None)
         status = self.operations.status()
-        return repr((newest, status.champion, status.serving, status.new_preferences, status.counts, status.problem))
+        challenger = self.operations.trials.challenger()
+        seen = (newest, status.champion, challenger, status.serving, status.new_preferences, status.counts)
+        return repr((*seen, status.problem))
 
     @staticmethod
     def _promote_button(body: Mapping[str, Any] | None, champion: str) -> gr.Button:
