@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train soak-swaps soak-baking clean
+.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train bench-gate soak-swaps soak-baking clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -62,6 +62,9 @@ bench-serving: setup-dev  ## the whole product against a bare llama-server, tran
 
 bench-quantisation: setup-dev  ## which form of the embedded model to serve → docs/benchmarks/
 	$(BIN)/python scripts/bench_quantisation.py
+
+bench-gate: setup-dev  ## 2,000 simulated live trials of each kind: wrong promotions, votes needed → docs/benchmarks/
+	$(BIN)/python scripts/bench_gate.py
 
 clean:           ## remove the environment (never the data directory)
 	rm -rf .venv build *.egg-info

@@ -4,6 +4,8 @@ Where it sits: asked by `operations.py` and `api.py`; takes a seat in `admission
 follows it in `turns.py`, stores what it wrote. Whoever leaves early leaves what was written, as `cancelled`.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import random
@@ -16,7 +18,7 @@ from chat_app.admission import Admission, Place
 from chat_app.metrics import Metrics
 from chat_app.pairs import shuffle
 from chat_app.prompts import LeftOut, Prompt, fit
-from chat_app.serving.engine import MAX_SEED, EngineBroken, EngineError, Sampling
+from chat_app.serving.engine import MAX_SEED, Engine, EngineBroken, EngineError, Sampling
 from chat_app.serving.slot import ModelSlot
 from chat_app.turns import TurnStream, merge
 from feedback_store.records import Candidate, Message, Pair, new_id, now
@@ -37,6 +39,17 @@ class Comparison:
     first: TurnStream
     second: TurnStream
     pair: Pair | None = None
+
+
+@dataclass(slots=True)
+class _Duel:
+    """Two answers of a pair, in shown order; `challenger` is its answer and its own prompt, where one is on trial."""
+
+    prompt: Prompt
+    first: TurnStream
+    second: TurnStream
+    challenger: tuple[TurnStream, Prompt] | None = None
+    is_complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,22 @@ class NothingWritten(Exception):
         self.error = error
 
 
+class Contest(Protocol):
+    """Who is on live trial; `chat_app.trials.TrialOperations` fits it."""
+
+    def drawn(self, champion: str) -> str | None:
+        """The version to show against `champion` in the next pair, None for the champion against itself."""
+        ...
+
+    async def answered(self, version: str, error: EngineError | None) -> None:
+        """Hear whether a version that was drawn could answer."""
+        ...
+
+
+class ChallengerFailed(EngineError):
+    """The challenger could not answer, and the champion could."""
+
+
 class Answers:
     """Writes answers and keeps them. `slot` is None where nothing is served (a command on the data directory)."""
 
@@ -98,6 +127,7 @@ class Answers:
         watcher: Watcher,
     ) -> None:
         self.admission = admission
+        self.contest: Contest | None = None
         self.wrote_at: float | None = None  # when an engine last wrote something for somebody (time.monotonic)
         self._store = store
         self._slot = slot
@@ -211,40 +241,107 @@ class Answers:
     ) -> AsyncGenerator[Comparison | Place, None]:
         """Two answers to `messages`, growing together, blind, in random order; the last one yielded has the pair.
 
-        Both seats are taken together; until then it yields the place in line. Leaving early, or `stop`, stores both
-        answers as `cancelled`, and no pair. Raises EngineError (EngineBusy: nothing was begun).
+        One is the champion's, the other the challenger's where one is on trial and drawn, else the champion's too;
+        where the challenger fails, both are written again by the champion. Both seats are taken together; until then
+        it yields the place in line. Leaving early, or `stop`, stores both answers as `cancelled`, and no pair. Raises
+        EngineError (EngineBusy: nothing was begun).
         """
         async with self._growing(turn_id) as stopped, self.admission.admit(asker.user, seats=2) as place:
             while not await place.seated(TICK_S):
                 yield place
                 if stopped.is_set():
                     return
-            async with self.slot.pin() as engine:
-                one = self._seeded(sampling)
-                other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
-                prompt = await fit(engine, messages, sampling)
-                draws = shuffle((one, other), self._dice)
-                first, second = (TurnStream(prompt, prompt.messages, draw) for draw in draws)
-                complete = False
-                try:
-                    async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
-                        async for _ in growing:
-                            self._note_words(first, second)
-                            yield Comparison(first, second)
-                            if stopped.is_set():
-                                return
-                    broken = first.error or second.error
-                    if broken is not None:
-                        raise broken
-                    complete = True
-                finally:
-                    self._account(place, asker, first, second)
-                    if not complete:
-                        for answer in (first, second):
-                            self._in_background(self._keep_answer, answer.candidate(), prompt, None)
-        pair = Pair(new_id("pair"), prompt.messages, first.candidate(), second.candidate(), turn_id, self._rater, now())
-        await asyncio.shield(self._in_background(self._keep_pair, pair, prompt))
-        yield Comparison(first, second, pair)
+            async with AsyncExitStack() as pins:
+                engine = await pins.enter_async_context(self.slot.pin())
+                challenger = await self._challenger(engine.version, pins)
+                while True:
+                    try:
+                        duel = await self._duel(engine, challenger, messages, sampling)
+                        async with aclosing(self._fought(duel, place, asker, stopped)) as growing:
+                            async for comparison in growing:
+                                yield comparison
+                        break
+                    except ChallengerFailed as error:
+                        log.warning(
+                            "The champion writes both answers of a pair, because the challenger failed: %s", error
+                        )
+                        challenger = None
+        if not duel.is_complete:
+            return
+        first, second = duel.first.candidate(), duel.second.candidate()
+        pair = Pair(new_id("pair"), duel.prompt.messages, first, second, turn_id, self._rater, now())
+        await asyncio.shield(self._in_background(self._keep_pair, pair, duel.prompt))
+        yield Comparison(duel.first, duel.second, pair)
+
+    async def _challenger(self, champion: str, pins: AsyncExitStack) -> Engine | None:
+        """The engine of the version on trial, where it is drawn for this pair and can be had."""
+        version = None if self.contest is None else self.contest.drawn(champion)
+        if version is None:
+            return None
+        try:
+            return await pins.enter_async_context(self.slot.pin(version))
+        except EngineError as error:
+            await self._note_challenger(version, error)
+            return None
+
+    async def _duel(
+        self, champion: Engine, challenger: Engine | None, messages: Sequence[Message], sampling: Sampling
+    ) -> _Duel:
+        """Two answers to begin, in random order. Raises ChallengerFailed where the challenger cannot read it."""
+        one = self._seeded(sampling)
+        other = replace(one, seed=((one.seed or 0) + 1) % MAX_SEED)
+        prompt = await fit(champion, messages, sampling)
+        if challenger is None:
+            first, second = (TurnStream(prompt, prompt.messages, draw) for draw in shuffle((one, other), self._dice))
+            return _Duel(prompt, first, second)
+        try:
+            read = await fit(challenger, messages, sampling)
+        except EngineError as error:
+            await self._note_challenger(challenger.version, error)
+            raise ChallengerFailed(str(error)) from error
+        answers = (TurnStream(prompt, prompt.messages, one), TurnStream(read, read.messages, other))
+        return _Duel(prompt, *shuffle(answers, self._dice), challenger=(answers[1], read))
+
+    async def _fought(
+        self, duel: _Duel, place: Place, asker: Asker, stopped: asyncio.Event
+    ) -> AsyncGenerator[Comparison, None]:
+        """The two answers as they grow, to their end or until `stopped`. Raises EngineError."""
+        first, second = duel.first, duel.second
+        try:
+            async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
+                async for _ in growing:
+                    self._note_words(first, second)
+                    yield Comparison(first, second)
+                    if stopped.is_set():
+                        return
+            await self._judge_challenger(duel)
+            broken = first.error or second.error
+            if broken is not None:
+                raise broken
+            duel.is_complete = True
+        finally:
+            self._account(place, asker, first, second)
+            if not duel.is_complete:
+                for answer in (first, second):
+                    self._in_background(self._keep_answer, answer.candidate(), duel.prompt, None)
+
+    async def _judge_challenger(self, duel: _Duel) -> None:
+        """Tell the contest how it went. Raises ChallengerFailed where only the challenger failed."""
+        if duel.challenger is None:
+            return
+        answer, read = duel.challenger
+        champion = duel.first if answer is duel.second else duel.second
+        if champion.error is not None:
+            return
+        await self._note_challenger(answer.version, answer.error)
+        if answer.error is not None:
+            raise ChallengerFailed(str(answer.error)) from answer.error
+        if read.messages != duel.prompt.messages:
+            raise ChallengerFailed("it read less of the conversation than the champion")
+
+    async def _note_challenger(self, version: str, error: EngineError | None) -> None:
+        if self.contest is not None:
+            await self.contest.answered(version, error)
 
     async def make_pair(
         self, messages: Sequence[Message], sampling: Sampling, asker: Asker = ANYBODY

@@ -38,6 +38,7 @@ from chat_app.serving.engine import (
     NoRoom,
     VersionNotServed,
 )
+from chat_app.trial_api import trial_routes
 from chat_app.turns import TurnStream
 from chat_app.watching_api import watching_routes
 from feedback_store.errors import (
@@ -195,6 +196,7 @@ def create_api(
     app.include_router(_loop_routes(operations))
     app.include_router(watching_routes(operations.watching))
     app.include_router(scheduling_routes(operations))
+    app.include_router(trial_routes(operations))
     app.include_router(_health_routes(operations))
     app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
     _handle_errors(app, {**STATUSES, **statuses})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chat_app import data_cli, scheduling_cli, watching_cli
+from chat_app import data_cli, scheduling_cli, trial_cli, watching_cli
 from chat_app.cli_tools import Json, connected, refuse, settings, show
 from chat_app.settings import settings_table
 
@@ -52,6 +52,7 @@ COMPARED: dict[str, Callable[[Any], str]] = {
 app.add_typer(data_cli.app)
 app.add_typer(watching_cli.app)
 app.add_typer(scheduling_cli.app)
+app.add_typer(trial_cli.app)
 
 
 def main() -> None:

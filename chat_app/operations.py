@@ -27,6 +27,7 @@ from chat_app.scheduling import Book, Scheduling
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot, SlotPaused
 from chat_app.settings import Settings
+from chat_app.trials import Judge, TrialOperations
 from chat_app.turns import TurnStream
 from chat_app.watching import WatchingOperations
 from feedback_store import practice
@@ -86,7 +87,7 @@ class RunHandle(Protocol):
     def log_tail(self, n: int) -> list[str]: ...
 
 
-class Trainer(Protocol):
+class Trainer(Judge, Protocol):
     """The port to the trainer; `trainer.supervisor.Supervisor` fits it."""
 
     @property
@@ -115,7 +116,6 @@ class Trainer(Protocol):
     def preflight(self, **request: Any) -> dict[str, Any]: ...
     def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
-    def served(self, version: str) -> ServedVersion: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
     def report(self, run_id: str) -> Path: ...
     def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]: ...
@@ -214,6 +214,10 @@ class Operations:
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
         self._starting = asyncio.Lock()
+        self.trials = TrialOperations(
+            store, trainer, self.answers, self._promoting,
+            share=settings.trial_share, max_votes=settings.trial_max_votes, rater=RATER,
+        )  # fmt: skip
 
     # --- starting and stopping -------------------------------------------------------------------------------------
 
@@ -238,6 +242,7 @@ class Operations:
                 raise
             self._problem = f"The champion {champion} could not be loaded ({error}); {BASE_VERSION} answers instead."
             await slot.start(self._trainer.served(BASE_VERSION))
+        await self.trials.go_on()
 
     async def resume_serving(self) -> None:
         """Bring back what was served before its memory was lent; after a restart in between, the champion."""
@@ -386,6 +391,7 @@ class Operations:
         if pair.turn_id is not None:
             picked = (pair.first, pair.second)[settle(kept.pick)]
             self._store.record_answer(pair.turn_id, picked.candidate_id)
+        self.trials.voted(pair)
         preference = self._store.pick_preference(kept)
         new = self._new_preferences()
         return PickOutcome(
@@ -503,6 +509,8 @@ class Operations:
                 state = "champion"
             elif version in taken_back:
                 state = "rejected"
+            elif version == self.trials.challenger():
+                state = "challenger"
             elif version in served_before:
                 state = "retired"
             else:
@@ -580,6 +588,8 @@ class Operations:
 
     async def release(self, version: str) -> tuple[str, ...]:
         """Serve a version beside the champion no longer; returns all that are served. Raises VersionNotServed."""
+        if version == self.trials.challenger():
+            raise Refused(409, f"{version} is on live trial: stop the trial, which releases it.")
         await self.answers.slot.release(version)
         return self.answers.slot.versions
 
@@ -598,6 +608,7 @@ class Operations:
         finally:
             self.metrics.swapped(kind, ok=ok, took_s=time.monotonic() - began)
         self._problem = None
+        await self.trials.champion_changed()
 
     async def _swap(
         self, slot: ModelSlot, served: ServedVersion, commit: Callable[[], Awaitable[None]], maintenance: bool

@@ -167,6 +167,12 @@ class Settings(BaseModel):
     compare_share: Annotated[
         float, Field(ge=0, le=1, description="Share of turns that show two answers when Compare is `sometimes`.")
     ] = 0.25
+    trial_share: Annotated[
+        float, Field(gt=0, le=1, description="Share of pairs that show the challenger while a live trial runs.")
+    ] = 0.5
+    trial_max_votes: Annotated[
+        int, Field(ge=1, le=100_000, description="Votes after which a live trial ends undecided.")
+    ] = 1000
     scripted_delay_s: Annotated[
         float, Field(ge=0, le=10, description="Seconds between two words of the `scripted` engine.")
     ] = 0.0

@@ -1,6 +1,6 @@
 """The trainer as `Operations` sees it: the supervisor, the versions on disk, the base. Part of the composition root."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from chat_app.settings import Settings, SettingsError
 from feedback_store import snapshots
 from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import RATINGS, Mix
-from feedback_store.records import BASE_VERSION
+from feedback_store.records import BASE_VERSION, Comparisons
 from feedback_store.store import FeedbackStore
 from trainer.comparison_table import table
 from trainer.credits import credits_of
@@ -124,6 +124,50 @@ class TrainerRoom:
             adapter_directory=versions.adapter_directory(version),
             canaries=self._canaries(version),
         )
+
+    # --- trials and strengths: numpy and scipy are imported only when there is something to judge --------------------
+
+    def raters(self, version: str) -> Collection[str] | None:
+        """Whose preferences a version was trained on; None where its snapshot is gone."""
+        if version == BASE_VERSION:
+            return frozenset()
+        snapshot = self.supervisor.versions.load(version).snapshot
+        return snapshots.raters_of(self._settings.data_dir / "snapshots" / snapshot)
+
+    def trial_rules(self, challenger: str, champion: str, max_votes: int) -> Mapping[str, Any]:
+        """The rules of a new trial; half of the bet leans on the held-out evaluation, where there is one of the two."""
+        from trainer.sequential import Rules, bets
+
+        evaluation = {} if challenger == BASE_VERSION else self.supervisor.versions.load(challenger).evaluation
+        if evaluation.get("champion") != champion:
+            return asdict(Rules(max_votes=max_votes))
+        return asdict(Rules(max_votes=max_votes, weights=bets(evaluation["wins"], evaluation["losses"])))
+
+    def look(
+        self, wins: int, ties: int, losses: int, rules: Mapping[str, Any], versions: tuple[str, str]
+    ) -> Mapping[str, Any]:
+        """What the votes of a trial say."""
+        from trainer.sequential import Rules, look, sentence
+
+        known = Rules(**rules)
+        seen = look(wins, ties, losses, known)
+        return {
+            "win_rate": seen.win_rate,
+            "interval": list(seen.interval),
+            "e_better": seen.e_better,
+            "e_worse": seen.e_worse,
+            "outcome": seen.outcome,
+            "sentence": sentence(seen, known, *versions),
+        }
+
+    def strength(
+        self, comparisons: Sequence[Comparisons], champion: str, promotions: Mapping[str, Sequence[str]]
+    ) -> dict[str, Any]:
+        """The strength of every version against the base, in the order they were made."""
+        from trainer.strength import as_body, fit
+
+        versions = [str(manifest["version"]) for manifest in self.manifests()]
+        return as_body(fit(comparisons, BASE_VERSION, versions), champion, promotions)
 
     def _canaries(self, version: str) -> tuple[Canary, ...]:
         """How a version began its answers when it was judged; the scripted engine has no weights that could tell."""

@@ -30,8 +30,14 @@ _BATCH_ROWS = 1000
 
 # Tables whose rows belong to a rater; tables of events that stay, without the name; and the texts that are mended.
 _OWNED = ("conversations", "pairs", "generations", "picks", "ratings", "edits", "preferences", "unpaired_preferences")
-_CAUSED = ("promotions", "learning_choices")
-_MENDED = {"promotions": ("by", "reason", "evaluation"), "learning_choices": ("by",), "imports": ("source",)}
+_CAUSED = ("promotions", "learning_choices", "trials", "trial_ends")
+_MENDED = {
+    "promotions": ("by", "reason", "evaluation"),
+    "learning_choices": ("by",),
+    "imports": ("source",),
+    "trials": ("by", "reason"),
+    "trial_ends": ("by", "reason"),
+}
 # The ids of what goes, in the order in which one needs the other.
 _GONE = {
     "conversations": "SELECT conversation_id AS id FROM conversations WHERE {owner} IN (FROM gone_raters)",

@@ -182,6 +182,21 @@ MIGRATIONS: tuple[Migration, ...] = (
     ),
     Migration(
         5,
+        "live trials",
+        (
+            # Their votes are the words on pairs of the two versions between the two events: derived, not kept twice.
+            """CREATE TABLE trials (
+                trial_id VARCHAR PRIMARY KEY, challenger VARCHAR NOT NULL, champion VARCHAR NOT NULL,
+                share DOUBLE NOT NULL, rules JSON NOT NULL, "by" VARCHAR NOT NULL, reason VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE trial_ends (
+                trial_id VARCHAR PRIMARY KEY, state VARCHAR NOT NULL, reason VARCHAR NOT NULL,
+                evidence JSON NOT NULL, "by" VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+        ),
+    ),
+    Migration(
+        6,
         "going back by itself",
         (
             "ALTER TABLE promotions RENAME TO earlier_promotions",

@@ -21,6 +21,7 @@ ROLES = ("system", "user", "assistant")
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
 RATINGS = ("up", "down")
 PROMOTION_KINDS = ("promote", "rollback", "auto-rollback")
+TRIAL_ENDS = ("better", "worse", "futile", "max_votes", "stopped", "promoted", "overtaken", "failed")
 IMPORT_SOURCES = (
     "ultrafeedback_raw", "ultrafeedback_binarized", "argilla", "argilla_records", "trl", "hh_rlhf", "kto",
     "open_webui", "librechat", "h2ogpt",
@@ -214,6 +215,64 @@ class Promotion:
         _check_one_of(self, "kind", PROMOTION_KINDS)
         _check_text(self, "reason")
         _check_time(self, "created_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A live trial: ``challenger`` is shown against ``champion``, blind, in a ``share`` of the pairs.
+
+    ``rules`` are what it is decided by, fixed at its start. ``state`` is running, else how it ended: by its votes
+    (better, worse, futile, max_votes), by a person (stopped), by the challenger's own promotion (promoted), by another
+    champion (overtaken), because the challenger could not be served (failed). ``evidence`` is what its votes were then.
+    """
+
+    trial_id: str
+    challenger: str
+    champion: str
+    share: float
+    rules: Mapping[str, object]
+    by: str
+    reason: str
+    created_at: datetime
+    state: str = "running"
+    ended_reason: str = ""
+    evidence: Mapping[str, object] | None = None
+    ended_by: str | None = None
+    ended_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        _check_named(self, "trial_id", "challenger", "champion", "by")
+        if self.challenger == self.champion:
+            raise InvalidRecord("Trial", "challenger", self.challenger, "another version than the champion")
+        if not 0 < self.share <= 1:
+            raise InvalidRecord("Trial", "share", self.share, "a number above 0, up to 1")
+        _check_one_of(self, "state", ("running", *TRIAL_ENDS))
+        _check_text(self, "reason", "ended_reason")
+        _check_time(self, "created_at")
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == "running"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialVote:
+    """One blind word on a pair of a trial: win, tie or loss of the challenger, and whether it was shown first."""
+
+    result: str
+    challenger_first: bool
+    rater: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """How often people judged pairs of two versions, in shown order: ``first``, ``second``, or a tie of them."""
+
+    first_version: str
+    second_version: str
+    first: int
+    ties: int
+    second: int
 
 
 @dataclass(frozen=True, slots=True)

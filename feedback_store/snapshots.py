@@ -307,6 +307,15 @@ def load_ratings(path: Path) -> list[UnpairedPreference]:
     return [tables.rating_of_row(row) for row in pq.read_table(path, schema=tables.RATING_SCHEMA).to_pylist()]
 
 
+def raters_of(directory: Path) -> frozenset[str] | None:
+    """Whose preferences stand in the train part of the snapshot in a directory; None where there is none to read."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return frozenset(manifest["parts"][TRAIN]["raters"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def verify(snapshot: Snapshot) -> None:
     """Derive every hash and count of a snapshot again from its files.
 

@@ -2,7 +2,8 @@
 
     chat → record_conversation, record_turn, record_candidate, record_answer     judge → record_rating, record_edit
     compare → record_pair, record_pick         learn → training_rows, unpaired, record_import, record_practice
-    serve → record_promotion, champion         care → record_learning, erase, back_up, query, statistics
+    serve → record_promotion, champion     care → record_learning, erase, back_up, query, statistics
+    trial → record_trial, trial_votes, record_trial_end, comparisons
 
 Events are only ever added: a later pick, answer or title supersedes an earlier one, nothing is changed in place.
 ``record_*`` returns when its one transaction is on disk. Raises the errors of ``errors.py``: ``NotFound`` and
@@ -16,13 +17,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
 
-from feedback_store import evidence, records, rows
+from feedback_store import evidence, records, rows, trials
 from feedback_store.agreement import Vote
 from feedback_store.backup import Backup, back_up, list_backups, prune
 from feedback_store.database import Cursor, Database
@@ -37,6 +39,7 @@ from feedback_store.query import QueryResult, run_query
 from feedback_store.records import (
     BASE_VERSION,
     Candidate,
+    Comparisons,
     Conversation,
     Counts,
     Edit,
@@ -48,6 +51,8 @@ from feedback_store.records import (
     Preference,
     Promotion,
     Rating,
+    Trial,
+    TrialVote,
     Turn,
     UnpairedPreference,
     new_id,
@@ -504,6 +509,56 @@ class FeedbackStore:
         """The version a rollback leads to, None where the base is the champion and nothing was before it."""
         champions = _champions(self.load_promotions())
         return champions[-2] if len(champions) > 1 else None
+
+    # Live trials
+
+    def record_trial(
+        self, challenger: str, *, share: float, rules: Mapping[str, object], by: str, reason: str = ""
+    ) -> Trial:
+        """Begin a live trial of ``challenger`` against the champion of now. ``Conflict`` while another one runs."""
+        with self._database.write() as cursor:
+            champion = _champions(_load_promotions(cursor))[-1]
+            trial = Trial(new_id("trial"), challenger, champion, share, rules, by, reason, self._clock())
+            trials.record_trial(cursor, trial)
+        return trial
+
+    def record_trial_end(
+        self, trial_id: str, state: str, *, reason: str, evidence: Mapping[str, object], by: str
+    ) -> Trial:
+        """End a trial with what its votes were. ``Conflict`` where it has ended already."""
+        with self._database.write() as cursor:
+            ended = replace(
+                trials.load_trial(cursor, trial_id), state=state, ended_reason=reason, evidence=evidence, ended_by=by,
+                ended_at=self._clock(),
+            )  # fmt: skip
+            trials.record_end(cursor, ended)
+        return ended
+
+    def load_trials(self) -> list[Trial]:
+        """Every trial, newest first."""
+        with self._database.read() as cursor:
+            return trials.load_trials(cursor)
+
+    def trial(self, trial_id: str) -> Trial:
+        """One trial. ``NotFound``."""
+        with self._database.read() as cursor:
+            return trials.load_trial(cursor, trial_id)
+
+    def running_trial(self) -> Trial | None:
+        """The trial that goes on, if there is one."""
+        with self._database.read() as cursor:
+            running = trials.load_trials(cursor, running=True)
+        return running[0] if running else None
+
+    def trial_votes(self, trial_id: str) -> list[TrialVote]:
+        """The votes of a trial in order: one blind word a pair (see ``trials.py``)."""
+        with self._database.read() as cursor:
+            return trials.load_votes(cursor, trial_id)
+
+    def comparisons(self) -> list[Comparisons]:
+        """Every blind word on a pair, counted by the versions shown first and second."""
+        with self._database.read() as cursor:
+            return trials.comparisons(cursor)
 
 
 def _champions(promotions: Sequence[Promotion]) -> list[str]:

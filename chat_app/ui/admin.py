@@ -19,6 +19,7 @@ from chat_app.ui.data import DataSection
 from chat_app.ui.preflight import PreflightLine, preflight_line
 from chat_app.ui.schedule import ScheduleSection
 from chat_app.ui.theme import navigation
+from chat_app.ui.trial import TrialSection
 from feedback_store.errors import StoreError
 from feedback_store.practice import TASTES
 from feedback_store.records import OWN_SOURCES
@@ -42,10 +43,10 @@ class AdminPage:
     def __init__(self, operations: Operations, page: gr.Blocks, refusals: tuple[type[Exception], ...]) -> None:
         self.operations = operations
         self.refusals = refusals
-        self._lay_out()
+        self._lay_out(page)
         self._wire(page)
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, page: gr.Blocks) -> None:
         self.bar = gr.HTML(padding=False)
         self.overview = gr.HTML(padding=False, elem_id="overview")
         self.seen = gr.State("")
@@ -84,6 +85,7 @@ class AdminPage:
             self.rollback = gr.Button("Roll back", elem_id="rollback")
         self.without_room = gr.State(None)  # what was asked for where two models did not fit
         self.maintenance = gr.Button(visible=False, variant="stop", elem_id="maintenance")
+        TrialSection(self.operations, page, self.refusals)
         gr.Markdown("### Import preferences")
         with gr.Row(elem_classes="zl-end"):
             self.source = gr.Textbox(
@@ -173,6 +175,7 @@ class AdminPage:
             (
                 newest,
                 status.champion,
+                self.operations.trials.challenger(),
                 status.serving,
                 status.new_preferences,
                 status.counts,
