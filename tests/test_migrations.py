@@ -134,3 +134,23 @@ def test_a_store_of_schema_3_reads_on_and_keeps_what_the_model_read(tmp_path: Pa
         assert (turn.left_out, store.load_left_out("cand"), store.load_preset("conv")) == (0, 0, None)
         store.record_preset("conv", "Short")
         assert store.load_preset("conv") == "Short"
+
+
+def test_promotions_survive_the_step_that_allows_one_kind_more(tmp_path: Path) -> None:
+    path, kinds = tmp_path / "store.duckdb", ("promote", "rollback")
+    step = next(at for at, one in enumerate(MIGRATIONS) if one.name == "going back by itself")
+    with duckdb.connect(str(path)) as connection:
+        migrate(connection, path, tmp_path / "backups", datetime(2026, 1, 1), MIGRATIONS[:step])
+        for version, previous, kind in (("v1", "v0", kinds[0]), ("v0", "v1", kinds[1]), ("v2", "v0", kinds[0])):
+            connection.execute(
+                'INSERT INTO promotions (version, previous, kind, reason, "by", evaluation, created_at) '
+                "VALUES (?, ?, ?, 'why', 'local', '{\"wins\": 3}', now())",
+                [version, previous, kind],
+            )
+    with FeedbackStore.open(path) as store:
+        assert [(one.version, one.kind) for one in store.load_promotions()] == [
+            ("v1", "promote"), ("v0", "rollback"), ("v2", "promote"),
+        ]  # fmt: skip
+        assert store.load_promotions()[0].evaluation == {"wins": 3}
+        store.record_promotion("v0", kind="auto-rollback", reason="worse", by="baking")
+        assert (store.champion(), store.rollback_target()) == ("v0", None)
