@@ -214,7 +214,7 @@ class Run:
         """The child is gone and another one is to follow; what the gone one said about its end is forgotten."""
         (self.directory / "failure.json").unlink(missing_ok=True)
         resumed = self.record.get("resumed", 0) + 1
-        self.note(child=None, pid=None, process_start_time=None, resumed=resumed, **details)
+        self.note(child=None, pid=None, process_start_time=None, job_id=None, resumed=resumed, **details)
 
     def reopen(self) -> None:
         """Back to `queued` after a failure or a cancelling: it goes on from its last checkpoint, and is judged anew."""
