@@ -307,6 +307,8 @@ class Answers:
     ) -> AsyncGenerator[Comparison, None]:
         """The two answers as they grow, to their end or until `stopped`. Raises EngineError."""
         first, second = duel.first, duel.second
+        self._watcher.begun(first)
+        self._watcher.begun(second)
         try:
             async with aclosing(merge((first, second), tick_s=TICK_S)) as growing:
                 async for _ in growing:

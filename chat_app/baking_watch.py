@@ -187,7 +187,7 @@ class Baking:
         """An answer is asked for, or grows."""
         if turn.candidate_id in self._growing:
             return
-        one = self._growing[turn.candidate_id] = Growing(turn, self._clock(), 0)
+        one = self._growing[turn.candidate_id] = Growing(turn, self._clock(), len(self._growing) + 1)
         for other in self._growing.values():
             if other.turn.wrote_at is None:
                 other.load = max(other.load, len(self._growing))

@@ -116,6 +116,7 @@ class Trainer(Judge, Protocol):
     def preflight(self, **request: Any) -> dict[str, Any]: ...
     def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
+    def manifest(self, version: str) -> Mapping[str, Any]: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
     def report(self, run_id: str) -> Path: ...
     def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]: ...
@@ -560,8 +561,8 @@ class Operations:
 
     def _watch_over(self, version: str, previous: str) -> Watch | None:
         """A taste that is practised may be about length: then longer answers are no trouble."""
-        practised = {one["version"] for one in self._trainer.manifests() if one.get("practice")}
-        return self.baking.prepare(version, previous, judge_length=practised.isdisjoint((version, previous)))
+        practised = any("-practice-" in one for one in (version, previous))  # their names say so
+        return self.baking.prepare(version, previous, judge_length=not practised)
 
     async def _take_back(self, version: str, reason: str) -> bool:
         """Go back from a version that turned out clearly worse; False where somebody has changed the champion already.
@@ -621,7 +622,7 @@ class Operations:
             raise NeedsMaintenance(served.version, error, slot.maintenance_limit_s) from error
 
     def _record_promotion(self, version: str, kind: str, reason: str, *, by: str = RATER) -> None:
-        manifest = next(one for one in self._trainer.manifests() if one["version"] == version)
+        manifest = self._trainer.manifest(version)
         self._store.record_promotion(version, kind=kind, reason=reason, by=by, evaluation=manifest.get("evaluation"))
 
     # --- health ----------------------------------------------------------------------------------------------------

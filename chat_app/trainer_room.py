@@ -15,7 +15,7 @@ from chat_app.settings import Settings, SettingsError
 from feedback_store import snapshots
 from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import RATINGS, Mix
-from feedback_store.records import BASE_VERSION, Comparisons
+from feedback_store.records import BASE_VERSION, Comparisons, UnpairedPreference
 from feedback_store.store import FeedbackStore
 from trainer.comparison_table import table
 from trainer.credits import credits_of
@@ -94,10 +94,14 @@ class TrainerRoom:
 
     def manifests(self) -> Sequence[Mapping[str, Any]]:
         """The base as `v0`, then every published version, oldest first."""
-        base = {"version": BASE_VERSION, "base": self._base.name, "snapshot": None, "run_id": None, "created_at": None}
-        versions = self.supervisor.versions
-        published = [asdict(versions.load(name)) for name in versions.names()]
-        return [base, *published]
+        return [self.manifest(name) for name in (BASE_VERSION, *self.supervisor.versions.names())]
+
+    def manifest(self, version: str) -> Mapping[str, Any]:
+        """Of one version. Raises VersionNotFound, VersionDamaged."""
+        if version == BASE_VERSION:
+            nothing = dict.fromkeys(("snapshot", "run_id", "created_at"))
+            return {"version": BASE_VERSION, "base": self._base.name, **nothing}
+        return asdict(self.supervisor.versions.load(version))
 
     def served(self, version: str) -> ServedVersion:
         """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound.
@@ -275,7 +279,7 @@ def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None,
             mix,
             evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),
             redact=settings.redact,
-            ratings=store.unpaired() if mix.learns_from == RATINGS and practice_taste is None else (),
+            ratings=_ratings(store, practice_taste, mix),
         )
 
 
@@ -285,4 +289,9 @@ def preview(
     """The rows that `freeze` would write; what is private is not hidden in them, only their lengths are looked at."""
     prompts = load_evaluation_prompts(settings.data_dir / FOLDER)
     rows = store.training_rows(practice_taste)
-    return snapshots.preview(rows, practice_taste, mix, evaluation_prompts=prompts, redact=False)
+    rated = _ratings(store, practice_taste, mix)
+    return snapshots.preview(rows, practice_taste, mix, evaluation_prompts=prompts, redact=False, ratings=rated)
+
+
+def _ratings(store: FeedbackStore, practice_taste: str | None, mix: Mix) -> Sequence[UnpairedPreference]:
+    return store.unpaired() if mix.learns_from == RATINGS and practice_taste is None else ()

@@ -109,12 +109,7 @@ def freeze(
     where a prompt would be in both parts, ``InvalidRecord`` where practice and real rows mix, ``StoreDamaged`` where
     the disk refuses.
     """
-    taken = mix or Mix()
-    rows = preferences if isinstance(preferences, pa.Table) else tables.rows_of(preferences)
-    selection = _select(rows, practice, taken, evaluation_prompts, redact=redact)
-    if taken.learns_from == RATINGS:
-        selection = _with_ratings(selection, tables.ratings_of(ratings), taken, evaluation_prompts, redact=redact)
-    _require_rows(selection.parts, taken)
+    selection = _selected(preferences, practice, mix or Mix(), evaluation_prompts, ratings, redact=redact)
     contents = {part: tables.content_hash(table) for part, table in selection.parts.items()}
     snapshot_hash = _snapshot_hash(practice, contents)
     final = directory / snapshot_hash
@@ -156,10 +151,27 @@ def preview(
     *,
     evaluation_prompts: Collection[str] = (),
     redact: bool = True,
+    ratings: Sequence[UnpairedPreference] = (),
 ) -> Mapping[str, pa.Table]:
-    """The rows of both parts that `freeze` would write, with nothing written. Raises what `freeze` raises."""
+    """The rows of the parts that `freeze` would write, with nothing written. Raises what `freeze` raises."""
+    return _selected(preferences, practice, mix or Mix(), evaluation_prompts, ratings, redact=redact).parts
+
+
+def _selected(
+    preferences: pa.Table | Sequence[Preference],
+    practice: str | None,
+    mix: Mix,
+    evaluation_prompts: Collection[str],
+    ratings: Sequence[UnpairedPreference],
+    *,
+    redact: bool,
+) -> _Selection:
     rows = preferences if isinstance(preferences, pa.Table) else tables.rows_of(preferences)
-    return _select(rows, practice, mix or Mix(), evaluation_prompts, redact=redact).parts
+    selection = _select(rows, practice, mix, evaluation_prompts, redact=redact)
+    if mix.learns_from == RATINGS:
+        selection = _with_ratings(selection, tables.ratings_of(ratings), mix, evaluation_prompts, redact=redact)
+    _require_rows(selection.parts, mix)
+    return selection
 
 
 def _select(

@@ -153,16 +153,14 @@ def test_a_server_killed_in_mid_run_is_followed_by_one_that_finishes_the_run(tmp
         assert server.post("/v1/ratings", {"candidate_id": conversation["id"], "rating": "down"})["rating_id"]
 
 
-def test_a_killed_child_fails_the_run_with_its_reason_and_the_next_run_starts(tmp_path: Path, tiny: Path) -> None:
+def test_a_killed_child_is_started_again_and_the_run_ends_well(tmp_path: Path, tiny: Path) -> None:
     with serving(tmp_path, model=tiny, retrain_every=0) as server:
         pick_the_shorter(server, 1)
-        run_id = server.post("/v1/runs", {"max_steps": 200})["run_id"]
+        run_id = server.post("/v1/runs", {"max_steps": 2})["run_id"]
         state = tmp_path / "runs" / run_id / "state.json"
         while not (pid := json.loads(state.read_text()).get("pid")):
             pass
         os.kill(pid, signal.SIGKILL)
         run = server.run_to_its_end(run_id)
-        assert run["state"] == "failed"
-        assert run["error"]
-        second = server.run_to_its_end(server.post("/v1/runs", {"max_steps": 1})["run_id"])
-        assert second["state"] == "finished", second["error"]
+        assert run["state"] == "finished", run["error"]
+        assert run["resumed"] == 1

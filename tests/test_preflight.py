@@ -141,13 +141,13 @@ def test_a_model_that_is_not_here_yet_is_no_obstacle(snapshot: Snapshot, tmp_pat
         plan(), parts_of(snapshot), far, tmp_path, runs=[], room=ROOMY, policy=Policy.PAUSE, is_serving=True, cores=2
     )
     assert (found.estimate, found.refusal, found.policy) == (None, None, Policy.PAUSE)
-    assert "not downloaded yet" in found.sentence
+    assert "the model is not here yet" in found.sentence
 
 
 def ended(data: Path, snapshot: Snapshot, found: Preflight, times: float, *, resumed: bool = False) -> Run:
     """A run directory as one leaves it that took `times` the seconds the constants say."""
     assert found.estimate is not None
-    run = plan_run(plan(), snapshot, tiny_model.shared_tiny(), data, found.as_dict())
+    run = plan_run(plan(), snapshot, tiny_model.shared_tiny(), data, preflight=found.as_dict())
     counted, began = found.estimate.counted, datetime.now(UTC) - timedelta(hours=1)
     lines = [{"step": step, "time": began.timestamp() + step, "loss": 0.7} for step in range(3 if resumed else 0, 5)]
     (run.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -187,7 +187,7 @@ def test_earlier_runs_of_the_same_kind_teach(snapshot: Snapshot, tmp_path: Path)
 def test_a_run_without_an_estimate_shows_none(snapshot: Snapshot, tmp_path: Path) -> None:
     assert plan_run(plan(), snapshot, tiny_model.shared_tiny(), tmp_path).as_body()["preflight"] is None
     waiting = plan_run(
-        plan(), snapshot, tiny_model.shared_tiny(), tmp_path, checked(snapshot, tmp_path).as_dict()
+        plan(), snapshot, tiny_model.shared_tiny(), tmp_path, preflight=checked(snapshot, tmp_path).as_dict()
     ).as_body()["preflight"]  # fmt: skip
     assert set(waiting["actual"].values()) == {None}
 
@@ -212,7 +212,7 @@ def test_the_supervisor_refuses_before_anything_is_made(snapshot: Snapshot, tmp_
 def test_people_read_when_chat_comes_back(snapshot: Snapshot, tmp_path: Path) -> None:
     found = checked(snapshot, tmp_path, policy=Policy.PAUSE)
     assert found.estimate is not None
-    run = plan_run(plan(), snapshot, tiny_model.shared_tiny(), tmp_path, found.as_dict())
+    run = plan_run(plan(), snapshot, tiny_model.shared_tiny(), tmp_path, preflight=found.as_dict())
     why, left_s = pause_of(run)
     assert run.run_id in why
     assert found.estimate.total_s - 5 < left_s <= found.estimate.total_s

@@ -11,7 +11,8 @@ what a run does with the memory that the served model holds:
     refuse   refuse a run that may not fit beside it
     auto     share on a CPU; on a GPU share where the estimate fits beside it, else pause
 
-Not covered: `zloop evaluate` by hand, which shares; the disk; memory that somebody else takes after the start.
+Not covered: texts and dialogues in files; `zloop evaluate` by hand, which shares; the disk; memory that somebody else
+takes after the start.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedback_store.preferences import HELD_OUT, TRAIN
-from feedback_store.snapshots import Snapshot
+from feedback_store.snapshots import RATED_TRAIN, Snapshot
 from trainer.base_model import BaseModel
 from trainer.estimate import Estimate, Past, Setting, Shape, Work, estimate_run
 from trainer.launch import available_cores
-from trainer.recipe import TOKENS, Recipe
+from trainer.recipe import CONTINUED_PRETRAINING, KTO, TOKENS, Recipe
 from trainer.room import Room
 from trainer.runs import Run
 
@@ -70,7 +71,7 @@ class Preflight:
     def sentence(self) -> str:
         """What a person reads beside the button."""
         if self.estimate is None:
-            return "Time and memory are not known: the model is not here yet, of no known make, or there are no pairs."
+            return "Time and memory are not known: the model is not here yet, of no known make, or it reads files."
         room = f"; {_gb(self.room.free_bytes)} of {_gb(self.room.total_bytes)} free" if self.room else ""
         paused = " The chat is paused meanwhile." if self.policy is Policy.PAUSE else ""
         what = self.room.what if self.room else "memory"
@@ -111,7 +112,7 @@ def preflight(
     setting = _setting(plan, cores or available_cores())
     kind = f"{setting.method} {setting.tuning} {base.name} {setting.device}×{plan.num_processes} {setting.value_bytes}"
     shape = shape_of(base, models_dir)
-    if shape is None or not parts[TRAIN].num_rows:
+    if shape is None or not _learned_from(plan, parts).num_rows:
         paused = policy is Policy.PAUSE and is_serving
         return Preflight(kind, None, None, room, Policy.PAUSE if paused else Policy.SHARE, None, None)
     work = work_of(plan, parts)
@@ -182,15 +183,24 @@ def parts_of(snapshot: Snapshot) -> Mapping[str, Any]:
     """The rows of a frozen snapshot, as `preflight` takes them."""
     import pyarrow.parquet as pq
 
-    return {TRAIN: pq.read_table(snapshot.train_path), HELD_OUT: pq.read_table(snapshot.held_out_path)}
+    parts = {TRAIN: pq.read_table(snapshot.train_path), HELD_OUT: pq.read_table(snapshot.held_out_path)}
+    return parts if snapshot.rated_rows is None else {**parts, RATED_TRAIN: pq.read_table(snapshot.ratings_path)}
+
+
+def _learned_from(plan: Plan, parts: Mapping[str, Any]) -> Any:
+    """The table of what is learned; an empty one where that is in files whose lengths are not looked at."""
+    if plan.recipe.method == CONTINUED_PRETRAINING:
+        return parts[TRAIN].slice(0, 0)
+    return parts[RATED_TRAIN] if plan.recipe.method == KTO else parts[TRAIN]
 
 
 def work_of(plan: Plan, parts: Mapping[str, Any]) -> Work:
     """How much there is to go through, by the lengths of the texts."""
-    recipe, rows = plan.recipe, parts[TRAIN].num_rows
+    recipe, table = plan.recipe, _learned_from(plan, parts)
+    rows = table.num_rows
     steps = recipe.total_steps(rows, plan.max_steps)
     pairs = min(steps * recipe.batch_size, recipe.epochs * rows)
-    prompts, answers = _lengths(parts[TRAIN], recipe.max_length)
+    prompts, answers = _lengths(table, recipe.max_length)
     held_out_pairs = min(recipe.held_out_pairs, parts[HELD_OUT].num_rows)
     tokens = sum(prompts) + sum(sum(row) for row in answers)
     together = zip(prompts, answers, strict=True)
