@@ -93,7 +93,7 @@ def test_scores_equal_two_plain_forward_passes(tmp_path: Path) -> None:
         request["champion"] = {"version": champion, "adapter": str(adapter) if adapter else None}
         found = evaluate(tmp_path, request)
         assert (found["candidate"], found["champion"], found["pairs"]) == ("v2", champion, 3)
-        assert [set(one) for one in found["examples"]] == [{"question", "champion", "candidate"}] * 2
+        assert [set(one) for one in found["examples"]] == [{"question", "champion", "candidate"}] * 8
         assert all(one["champion"] != one["candidate"] for one in found["examples"])
         for result in found["results"]:
             name = result["preference_id"]

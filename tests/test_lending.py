@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,9 @@ def test_a_server_that_was_killed_starts_paused_and_a_failed_run_ends_it(data: P
     assert run.is_active
     with lending(data, wait_for="/livez") as server:
         assert is_paused(server), "the model came back beside a run that has its memory"
+        shutil.rmtree(
+            run.config.snapshot["directory"]
+        )  # the child that follows the killed one has nothing to learn from
         os.kill(run.record["pid"], signal.SIGKILL)
         wait_until("the chat is back", lambda: answers(server))
         assert server.run_to_its_end(run_id)["state"] == "failed"
