@@ -94,7 +94,7 @@ def test_scores_equal_two_plain_forward_passes(tmp_path: Path) -> None:
         found = evaluate(tmp_path, request)
         assert (found["candidate"], found["champion"], found["pairs"]) == ("v2", champion, 3)
         assert [set(one) for one in found["examples"]] == [{"question", "champion", "candidate"}] * 8
-        assert all(one["champion"] != one["candidate"] for one in found["examples"])
+        assert any(one["champion"] != one["candidate"] for one in found["examples"])
         for result in found["results"]:
             name = result["preference_id"]
             assert result["difference"] == pytest.approx(favour(adapters[1], name) - favour(adapter, name), abs=1e-3)
