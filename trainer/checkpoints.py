@@ -130,7 +130,7 @@ def discard_unfinished(run_directory: Path) -> None:
 
 
 def remove_checkpoints(run_directory: Path) -> None:
-    """All of them: for a run that ended well."""
+    """All of them: for a training that ended well."""
     shutil.rmtree(run_directory / FOLDER, ignore_errors=True)
 
 
