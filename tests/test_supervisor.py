@@ -52,6 +52,12 @@ class Place:
         return Supervisor(self.directory, tiny_model.shared_tiny(), self.freeze, lambda: self.champion)
 
 
+@pytest.fixture(autouse=True)
+def _unhindered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children run like any process: a nice one on the last core starves beside other tests (`test_launch.py` has it)."""
+    monkeypatch.setattr(launch, "_lower_priority", lambda _pid, _device: None)
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "data")
