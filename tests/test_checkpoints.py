@@ -4,11 +4,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_runs import config
 
+from feedback_store.durable import write_json
 from trainer.checkpoints import (
     KEPT,
     MANIFEST,
@@ -20,12 +23,11 @@ from trainer.checkpoints import (
     train_from_last,
 )
 from trainer.errors import Diverged
-from trainer.progress import Progress, watch
-from trainer.recipe import from_mapping
+from trainer.progress import FIRST_LOSS, Progress, reference_loss, watch
 from trainer.runs import Run
+from trainer.stage import Stage
 
 STEPS = 6
-RECIPE = from_mapping("mine", {"batch_size": 4})
 
 
 class Interrupted(Exception):
@@ -85,9 +87,11 @@ def train(run: Path, every: int | None = 2, interrupt_after: int | None = None, 
                 raise Interrupted
 
     run.mkdir(exist_ok=True)
+    write_json(run / "config.json", asdict(config()))
     said: list[str] = []
     trainer = make_trainer(run, **spoilt)
-    trainer.add_callback(watch(RECIPE, 4 * STEPS, Progress(Run(run), is_main=True)))
+    stage = Stage(trainer, 4 * STEPS, STEPS, 0, lambda _logs: reference_loss(FIRST_LOSS, "ln 2"))
+    trainer.add_callback(watch(stage, 4, Progress(Run(run), is_main=True)))
     trainer.add_callback(Interrupt())
     train_from_last(trainer, run / "metrics.jsonl", every, said.append)
     return trainer, said

@@ -74,7 +74,6 @@ def test_it_trains_and_says_so_step_by_step(one_process: Run) -> None:
     assert (training["steps"], training["pairs"], training["dropped_over_long"]) == (3, 11, 0)
     assert training["fast_step"] is True
     assert training["references"] == {"cached": 0, "computed": 11}
-    assert (training["steps"], training["pairs"], training["dropped_over_long"]) == (3, 12, 0)
     measured = training["measured"]
     assert 200e6 < measured["peak_memory_bytes"] < 4e9
     assert measured["peak_device_memory_bytes"] is None

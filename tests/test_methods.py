@@ -113,7 +113,7 @@ def test_an_adapter_comes_out_in_both_forms_and_has_moved(runs: Mapping[str, Run
     moved = [key for key, tensor in tensors.items() if "lora_B" in key and np.abs(tensor).max() > 0]
     assert len(moved) == 7 * tiny_model.LAYERS
     assert (runs[name].directory / "adapter.gguf").stat().st_size > 10_000
-    assert list((runs[name].directory / "checkpoints").iterdir()) == []
+    assert not (runs[name].directory / "checkpoints").exists()
 
 
 def test_kto_starts_at_half_the_mean_weight_and_learns_from_thumbs_alone(runs: Mapping[str, Run]) -> None:

@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import tiny_model
 from resume.kills import RECIPE, Bench, Nursery
 
 from trainer.cycle import Surroundings, ensure_prepared, ensure_trained
 from trainer.errors import ChildFailed
-from trainer.launch import Child
 from trainer.memory import MemoryWatch, group_limit, is_out_of_memory, kernel_kills, training_advice
 from trainer.runs import Run
 from trainer.versions import Versions
@@ -44,15 +42,7 @@ def once(tmp_path: Path) -> Bench:
 
 def trained(run: Run, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, **confined: Any) -> Run:
     """Bring the training to its end as the supervisor does, each child confined. Raises ChildFailed."""
-    started: list[int] = []
-
-    def start(_run_dir: Path, **_request: object) -> Child:
-        if started:
-            nursery.wait()
-        started.append(nursery.start(run, **confined))
-        return Child(started[-1], psutil.Process(started[-1]).create_time())
-
-    monkeypatch.setattr("trainer.launchers.local.start_training", start)
+    monkeypatch.setattr("trainer.launchers.local.start_training", nursery.stand_in(run, **confined))
     monkeypatch.setattr("trainer.restarts.PAUSES_S", (0.0, 0.0, 0.0))
     ensure_prepared(run)
     try:

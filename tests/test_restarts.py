@@ -57,15 +57,26 @@ def test_a_child_that_said_why_it_stopped_is_not_started_again(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_out_of_memory_is_tried_again_with_half_as_many_down_to_one(tmp_path: Path, killed: bool) -> None:
-    run = planned(tmp_path, retry_half_batch=True, micro_batch_size=4)
-    for halvings in (1, 2):
+@pytest.mark.parametrize(
+    ("step", "tokens"),
+    [
+        ({"fast_step": "off"}, [None, None, None]),
+        ({"fast_step": "auto"}, [None, 512, 256, 128]),
+        ({"tokens_per_batch": 64}, [64, 64, 64]),
+    ],
+)
+def test_out_of_memory_is_tried_again_with_half_as_many_down_to_the_least(
+    tmp_path: Path, step: dict[str, object], tokens: list[int | None], killed: bool
+) -> None:
+    run = planned(tmp_path, retry_half_batch=True, micro_batch_size=4, **step)
+    for halvings in range(1, len(tokens)):
         if not killed:
             write_json(run.directory / "failure.json", {"reason": "Out of memory", "kind": "OutOfMemory"})
         assert prepare_restart(run, "training", "no memory", is_out_of_memory=killed) == 0.0
         assert (run.halvings, run.failure) == (halvings, None)
     recipe = from_mapping("mine", run.config.recipe)
     assert [recipe.halved(times).micro_batch_size for times in range(4)] == [4, 2, 1, 1]
+    assert [recipe.halved(times).tokens_per_batch for times in range(len(tokens))] == tokens
     assert recipe.halved(2).batch_size == recipe.batch_size
     with pytest.raises(ChildFailed, match="no memory"):
         prepare_restart(run, "training", "no memory", is_out_of_memory=True)

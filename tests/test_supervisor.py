@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny_model
+from resume.kills import Nursery
 
 from feedback_store.errors import NotEnoughPreferences
 from feedback_store.mixing import Mix
@@ -52,6 +53,12 @@ class Place:
         return Supervisor(self.directory, tiny_model.shared_tiny(), self.freeze, lambda: self.champion)
 
 
+@pytest.fixture(autouse=True)
+def _unhindered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children run like any process: a nice one on the last core starves beside other tests. See ``test_launch.py``."""
+    monkeypatch.setattr(launch, "_lower_priority", lambda _pid, _device: None)
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "data")
@@ -73,7 +80,8 @@ def processes_of(run: Run) -> list[psutil.Process]:
 
 def workers_of(run: Run) -> list[psutil.Process]:
     """The processes that run the job itself: those with the module as Python's `-m`."""
-    return [p for p in processes_of(run) if "accelerate.commands.launch" not in p.cmdline()]
+    words = [(process, process.cmdline()) for process in processes_of(run)]  # a launcher starts other things too
+    return [process for process, said in words if "trainer.job" in said and "accelerate.commands.launch" not in said]
 
 
 def wait_until(what: str, done: Callable[[], object], timeout_s: float = 60) -> None:
@@ -198,10 +206,13 @@ def test_a_run_that_does_not_get_further_fails_and_can_be_resumed_by_hand(
         supervisor.cancel(following.run_id)
         assert supervisor.wait(following.run_id, 15).state is RunState.CANCELLED
 
-    assert supervisor.resume(run.run_id).run_id == run.run_id
-    wait_until("there is a checkpoint", lambda: last_step(run.directory) > 0, RUN_TIMEOUT_S)
-    os.kill(run.record["pid"], signal.SIGKILL)
-    wait_until("it is trained", lambda: run.training, RUN_TIMEOUT_S)
+    with Nursery() as nursery:
+        monkeypatch.setattr("trainer.launchers.local.start_training", nursery.stand_in(run))
+        assert supervisor.resume(run.run_id).run_id == run.run_id
+        wait_until("there is a checkpoint", lambda: last_step(run.directory) > 0, RUN_TIMEOUT_S)
+        os.kill(run.record["pid"], signal.SIGKILL)
+        wait_until("it is trained", lambda: run.training, RUN_TIMEOUT_S)
+        nursery.wait()
     assert run.error is None
     assert run.as_body()["resumed"] == 5
     assert [line["step"] for line in run.metrics()] == list(range(1, 21))

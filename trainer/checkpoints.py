@@ -116,9 +116,10 @@ def last_step(run_directory: Path) -> int:
     Of a run with several trainings the sum over them: it shows whether the run got further.
     """
     newest: dict[Path, int] = {}
-    for path in (run_directory / FOLDER).rglob(f"checkpoint-*/{MANIFEST}"):
-        training = path.parents[1]
-        newest[training] = max(newest.get(training, 0), step_of(path.parent.name))
+    for folder, _, files in os.walk(run_directory / FOLDER):  # what a living child removes meanwhile is passed over
+        if MANIFEST in files:
+            training = Path(folder).parent
+            newest[training] = max(newest.get(training, 0), step_of(folder))
     return sum(newest.values())
 
 
@@ -130,7 +131,7 @@ def discard_unfinished(run_directory: Path) -> None:
 
 
 def remove_checkpoints(run_directory: Path) -> None:
-    """All of them: for a run that ended well."""
+    """All of them: for a training that ended well."""
     shutil.rmtree(run_directory / FOLDER, ignore_errors=True)
 
 

@@ -7,8 +7,8 @@ It stops with a sentence in failure.json when accelerate did not start the proce
 the first loss of a stage is not what its method makes it (with DPO ln 2: else the reference is wrong), and at the first
 loss or gradient norm that is not finite. training.json, written last, means: the weights are complete.
 
-One that was killed and is started again goes on from its last checkpoint (`checkpoints.py`). bf16 and GPUs are wired,
-not tested.
+One that was killed and is started again goes on from its last checkpoint (`checkpoints.py`), and has nothing left to do
+where training.json is there: it ends well at once. bf16 and GPUs are wired, not tested.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
 from trainer.base_model import BaseModel, ensure_base
-from trainer.checkpoints import train_from_last
+from trainer.checkpoints import FOLDER, remove_checkpoints, train_from_last
 from trainer.command import Launch
 from trainer.disk import disk_full, is_disk_full
 from trainer.errors import JobError, TrainerError, WrongProcessCount, WrongStrategy
@@ -64,7 +64,7 @@ def train(run: Run) -> None:
         base_dir = ensure_base(BaseModel.from_dict(config.base), Path(config.models_dir))
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
     weights = run.directory / (MODEL if recipe.is_full else ADAPTER)
-    checkpoints = run.directory / "checkpoints"
+    checkpoints = run.directory / FOLDER
     setting = Setting(run, recipe, base_dir, tokenizer, checkpoints, progress)
     if len(recipe.stages()) == 1:
         facts = [_train_stage(setting, weights)]
@@ -76,8 +76,7 @@ def train(run: Run) -> None:
     if process.is_main_process:
         write_gguf_form(run, base_dir)
         write_json(run.directory / "training.json", {**_sums(facts), "base_directory": str(base_dir)})
-        for left in ("stage1", "stage2", "merged"):
-            shutil.rmtree(checkpoints / left, ignore_errors=True)
+        remove_checkpoints(run.directory)  # and the stages: nothing goes on from there any more
     process.wait_for_everyone()
     process.destroy_process_group()
 
@@ -200,10 +199,10 @@ def _check_all_seen(trainer: Any, total_steps: int) -> None:
 def main() -> None:
     """`python -m trainer.job RUN_DIR`, once in each process of the launch."""
     run = Run(Path(sys.argv[1]))
-    if run.training is not None:
-        raise SystemExit(
-            f"{run.directory} holds a finished training. `zloop train --show-command` makes a new directory."
-        )
+    if run.training is not None:  # killed after its last word, or pasted a second time: both are done
+        remove_checkpoints(run.directory)
+        print(f"{run.directory} holds a finished training. `zloop train --show-command` makes a new directory.")
+        return
     try:
         train(run)
     except Exception as error:

@@ -222,8 +222,8 @@ class Recipe:
         smaller = replace(self, micro_batch_size=max(least, self.micro_batch_size >> times))
         if not self.takes_fast_step:
             return smaller
-        tokens = (self.tokens_per_batch or TOKENS["cpu"]) >> times
-        return replace(smaller, tokens_per_batch=max(FEWEST_TOKENS, tokens))
+        tokens = self.tokens_per_batch or TOKENS["cpu"]
+        return replace(smaller, tokens_per_batch=max(min(FEWEST_TOKENS, tokens), tokens >> times))
 
     def mix(self, seed: int) -> Mix:
         """Which preferences a snapshot for this recipe takes."""

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tiny_model
 from faults import disk
 
@@ -22,6 +24,7 @@ from feedback_store.snapshots import freeze
 from trainer.base_model import BaseModel, ensure_base
 from trainer.checkpoints import FOLDER, MANIFEST
 from trainer.cycle import Plan, plan_run
+from trainer.launch import Child
 from trainer.recipe import Recipe, from_mapping
 from trainer.runs import Run
 
@@ -66,6 +69,19 @@ class Nursery:
         self._process.stdin.write(json.dumps({"run": str(run.directory), **how}) + "\n")
         self._process.stdin.flush()
         return int(self._answer()["pid"])
+
+    def stand_in(self, run: Run, **how: Any) -> Callable[..., Child]:
+        """What can stand for `launch.start_training`: each start waits for the end of the one before."""
+        started: list[Child] = []
+
+        def start(_run_dir: Path, **_request: object) -> Child:
+            if started:
+                self.wait()
+            pid = self.start(run, **how)
+            started.append(Child(pid, psutil.Process(pid).create_time()))
+            return started[-1]
+
+        return start
 
     def wait(self) -> tuple[int, int]:
         """Its exit status, and how often it changed a file."""
