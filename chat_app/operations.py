@@ -561,7 +561,11 @@ class Operations:
 
     def _watch_over(self, version: str, previous: str) -> Watch | None:
         """A taste that is practised may be about length: then longer answers are no trouble."""
-        practised = any("-practice-" in one for one in (version, previous))  # their names say so
+        practised = self._trainer.manifest(version).get("practice") is not None
+        try:
+            practised = practised or self._trainer.manifest(previous).get("practice") is not None
+        except Exception as error:  # noqa: BLE001 - a champion whose files are damaged can be followed by another
+            log.warning("%s is followed by %s, and cannot be read: %s", previous, version, error)
         return self.baking.prepare(version, previous, judge_length=not practised)
 
     async def _take_back(self, version: str, reason: str) -> bool:
