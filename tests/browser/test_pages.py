@@ -240,6 +240,7 @@ def test_a_run_is_started_watched_promoted_and_rolled_back_on_the_admin_page(
 def test_a_conversation_can_ask_not_to_be_learned_from(page: Page, server: Server) -> None:
     compare(page, "never")
     page.locator("#teach input").uncheck()
+    expect(page.locator("#note")).to_contain_text("Nothing of this conversation will teach")
     say(page, "Only between the two of us?")
     wait_for_the_answer(page)
     expect(page.locator("#teach input")).not_to_be_checked()
