@@ -61,9 +61,12 @@ class Launch:
         return cls(**kept, num_processes=config.num_processes, device=config.device, bf16=bf16)
 
     def kept(self) -> dict[str, Any]:
-        """What config.json holds under `launch`; the rest stands elsewhere in it."""
+        """What config.json holds under `launch`; the rest stands elsewhere in it.
+
+        "local" does not stand there: it is also a rater's name, which an erasure would look for and mend.
+        """
         return {
-            "launcher": self.launcher,
+            **({} if self.launcher == "local" else {"launcher": self.launcher}),
             "strategy": self.strategy,
             "machines": self.machines,
             "options": self.options,
