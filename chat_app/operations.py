@@ -561,12 +561,15 @@ class Operations:
 
     def _watch_over(self, version: str, previous: str) -> Watch | None:
         """A taste that is practised may be about length: then longer answers are no trouble."""
-        practised = self._trainer.manifest(version).get("practice") is not None
-        try:
-            practised = practised or self._trainer.manifest(previous).get("practice") is not None
-        except Exception as error:  # noqa: BLE001 - a champion whose files are damaged can be followed by another
-            log.warning("%s is followed by %s, and cannot be read: %s", previous, version, error)
+        practised = self._is_practised(version) or self._is_practised(previous)
         return self.baking.prepare(version, previous, judge_length=not practised)
+
+    def _is_practised(self, version: str) -> bool:
+        try:
+            return self._trainer.manifest(version).get("practice") is not None
+        except Exception as error:  # noqa: BLE001 - a damaged champion can be followed, a missing version is refused next
+            log.warning("The manifest of %s cannot be read: %s", version, error)
+            return False
 
     async def _take_back(self, version: str, reason: str) -> bool:
         """Go back from a version that turned out clearly worse; False where somebody has changed the champion already.

@@ -105,3 +105,9 @@ def test_a_run_that_took_less_than_its_weights_is_no_nonsense() -> None:
     assert estimate.memory_bytes > estimate.counted["fixed_bytes"]
     assert estimate.training_s > 0
     assert estimate_run(SMALL, WORK, ON_CPU, [past(1e6)]).training_s <= HIGHEST * estimate.counted["training_s"] + 1
+
+
+def test_the_fast_step_reads_less_and_scores_the_reference_before_the_first() -> None:
+    stock, fast = (estimate_run(SMALL, WORK, replace(ON_CPU, tokens_per_batch=tokens)) for tokens in (None, 1024))
+    assert fast.training_s == pytest.approx(0.4 * stock.training_s, rel=0.01)
+    assert fast.loading_s - stock.loading_s == pytest.approx(fast.training_s / 2, abs=0.1)

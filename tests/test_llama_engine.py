@@ -143,6 +143,7 @@ def test_closing_a_stream_early_frees_the_server_slot(base_gguf: Path, tmp_path:
         consumer.cancel()
         await asyncio.gather(consumer, return_exceptions=True)
         await until_busy(engine, 0)
+        assert await busy_slots(engine) == 0, "it was taken again by somebody who had left"
 
     async def until_busy(engine: LlamaEngine, slots: int) -> None:
         async with asyncio.timeout(5):

@@ -12,6 +12,7 @@ import tiny_model
 from feedback_store.durable import write_json
 from feedback_store.snapshots import Snapshot, freeze
 from trainer.base_model import BaseModel
+from trainer.command import Launch
 from trainer.cycle import Plan, plan_run
 from trainer.errors import NotEnoughMemory
 from trainer.preflight import Policy, Preflight, choose_policy, minutes, parts_of, preflight, shape_of
@@ -215,5 +216,23 @@ def test_people_read_when_chat_comes_back(snapshot: Snapshot, tmp_path: Path) ->
     run = plan_run(plan(), snapshot, tiny_model.shared_tiny(), tmp_path, preflight=found.as_dict())
     why, left_s = pause_of(run)
     assert run.run_id in why
-    assert found.estimate.total_s - 5 < left_s <= found.estimate.total_s
+    assert found.estimate.total_s - 5 < left_s <= found.as_dict()["estimate"]["total_s"]
     assert [minutes(number) for number in (0.2, 80, 720, 9000)] == ["1 s", "80 s", "12 min", "2.5 h"]
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "ray"])
+def test_the_memory_of_a_cluster_is_not_this_machine_s(snapshot: Snapshot, tmp_path: Path, launcher: str) -> None:
+    little = Room(free_bytes=1, total_bytes=2)
+    elsewhere = replace(plan(), launch=Launch(launcher))
+    found = preflight(
+        elsewhere, parts_of(snapshot), tiny_model.shared_tiny(), tmp_path, runs=[], room=little, policy=Policy.PAUSE,
+        is_serving=True, cores=2,
+    )  # fmt: skip
+    assert (found.refusal, found.room, found.policy) == (None, None, Policy.SHARE)
+    assert found.estimate is not None
+    assert found.warning == f"What the machines of {launcher} have is not known, so it was not checked."
+    here = preflight(
+        plan(), parts_of(snapshot), tiny_model.shared_tiny(), tmp_path, runs=[], room=little, policy=Policy.SHARE,
+        is_serving=True, cores=2,
+    )  # fmt: skip
+    assert here.refusal is not None

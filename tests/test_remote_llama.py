@@ -126,6 +126,7 @@ def test_people_who_leave_free_its_slots(llama: LlamaServer) -> None:
             people = [leave(engine, dice.randint(1, 8), by_cancelling=bool(n % 2)) for n in range(4)]
             await asyncio.gather(*people)
             await until_idle(llama)
+            assert llama.busy_slots() == 0, "one was taken again by somebody who had left"
 
     serve(llama, work)
 

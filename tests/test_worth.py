@@ -72,7 +72,7 @@ def test_without_runs_it_says_that_it_is_a_guess() -> None:
     assert worth.judged == 0
     assert worth.low < 0 < worth.gain < worth.high
     assert "a guess from learning curves of other models" in worth.sentence
-    assert "100 new preferences since the last retrain: expect +" in worth.sentence
+    assert "100 new preferences from picks since the last retrain: expect +" in worth.sentence
 
 
 def test_nothing_new_is_not_worth_it() -> None:

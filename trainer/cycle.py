@@ -10,6 +10,7 @@ Promotion is not here: people (or a later policy) promote a published version.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from trainer.launchers import EVALUATION, TRAINING, Job, Launcher, Work, job_of,
 from trainer.memory import MemoryWatch, training_advice
 from trainer.recipe import Recipe, from_mapping
 from trainer.restarts import fingerprint, prepare_restart
-from trainer.runs import Run, RunConfig, RunState, new_run_id
+from trainer.runs import BEST, Run, RunConfig, RunState, new_run_id
 from trainer.tuning import uses_bf16
 from trainer.verdict import Verdict, decide
 from trainer.versions import Versions
@@ -124,6 +125,7 @@ def run_cycle(run: Run, around: Surroundings) -> None:
     verdict = ensure_verdict(run, evaluation)
     version = around.versions.publish(run, run.record["candidate"], verdict.as_dict())
     remove_checkpoints(run.directory)
+    shutil.rmtree(run.directory / BEST, ignore_errors=True)  # what validation kept; the version has its own
     run.end(RunState.FINISHED, version=version)
 
 

@@ -21,7 +21,10 @@ PROCESS_BYTES = {"cpu": 560 * MIB, "gpu": 900 * MIB}  # Python with torch and TR
 LAUNCHER_BYTES = 240 * MIB  # accelerate's own process, which imports torch too
 ADAM_BYTES = 16  # a trained weight in fp32: itself, its gradient, two moments
 QUANTISED_BYTES = 0.6  # a weight in 4 bits with its scales
-FLOP_PER_TOKEN = 10  # × parameters: reference and policy forward, backward through frozen weights, prompts read twice
+# × parameters, of training: forward and backward through frozen weights; by TRL's own step prompts are read twice, and
+# the reference goes forward in each step. By the fast step it does so once, before the first.
+FLOP_PER_TOKEN = {"fast": 4, "stock": 10}
+REFERENCE_FLOP_PER_TOKEN = 2
 TRAIN_FLOPS = {"cpu": 60e9, "gpu": 100e12}  # a second and core, a second and GPU
 EVALUATION_FLOP_PER_TOKEN = 4  # two versions forward
 LOADING_S = {"cpu": 14.0, "gpu": 60.0}
@@ -88,6 +91,11 @@ class Setting:
     cores: int
     keeps_activations: bool  # False: computed again in the backward pass
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether `dpo_trainer.py` takes its own step, which packs rows."""
+        return self.tokens_per_batch is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Past:
@@ -138,7 +146,7 @@ def estimate_run(shape: Shape, work: Work, setting: Setting, past: Sequence[Past
     memory = _learned([(one.took_bytes - one.fixed_bytes, one.activation_bytes) for one in newest])
     pace = _learned([(one.took_training_s, one.training_s) for one in newest])
     judging = _learned([(one.took_evaluation_s, one.evaluation_s) for one in newest])
-    loading_s = _mean([one.took_loading_s for one in newest]) if newest else LOADING_S[setting.device]
+    loading_s = _mean([one.took_loading_s for one in newest]) if newest else loading_seconds(shape, work, setting)
     low, high = SPREAD["runs" if newest else "constants"]
     return Estimate(
         memory_bytes=round(fixed + memory * activations),
@@ -180,9 +188,16 @@ def activation_bytes(shape: Shape, work: Work, setting: Setting) -> int:
     return round(each if setting.device == "gpu" else each * setting.num_processes)
 
 
+def loading_seconds(shape: Shape, work: Work, setting: Setting) -> float:
+    """By the constants: to the first step, the reference of every pair included where that comes before it."""
+    flop = work.tokens * shape.parameters * REFERENCE_FLOP_PER_TOKEN if setting.is_fast else 0
+    return LOADING_S[setting.device] + flop / _flops(setting, setting.num_processes)
+
+
 def training_seconds(shape: Shape, work: Work, setting: Setting) -> float:
     """By the constants, without loading."""
-    return work.tokens * shape.parameters * FLOP_PER_TOKEN / _flops(setting, setting.num_processes)
+    each = FLOP_PER_TOKEN["fast" if setting.is_fast else "stock"]
+    return work.tokens * shape.parameters * each / _flops(setting, setting.num_processes)
 
 
 def evaluation_seconds(shape: Shape, work: Work, setting: Setting) -> float:

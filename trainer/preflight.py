@@ -109,6 +109,8 @@ def preflight(
 
     `runs`: earlier ones, newest first. `is_serving`: whether a served model could be paused.
     """
+    if plan.launch.launcher != "local":
+        room, policy, is_serving = None, Policy.SHARE, False  # its machines are not this one
     setting = _setting(plan, cores or available_cores())
     kind = f"{setting.method} {setting.tuning} {base.name} {setting.device}×{plan.num_processes} {setting.value_bytes}"
     shape = shape_of(base, models_dir)
@@ -118,7 +120,12 @@ def preflight(
     work = work_of(plan, parts)
     estimate = estimate_run(shape, work, setting, [past for run in runs if (past := past_of(run, kind)) is not None])
     chosen = choose_policy(policy, estimate, room, is_serving=is_serving, device=setting.device)
-    warning, refusal = _judged(estimate, room, policy, chosen, is_serving=is_serving)
+    warning: str | None
+    if plan.launch.launcher == "local":
+        warning, refusal = _judged(estimate, room, policy, chosen, is_serving=is_serving)
+    else:
+        warning = f"What the machines of {plan.launch.launcher} have is not known, so it was not checked."
+        refusal = None
     return Preflight(kind, estimate, work, room, chosen, warning, refusal)
 
 

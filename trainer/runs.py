@@ -39,6 +39,8 @@ from typing import Any
 from feedback_store.durable import new_directory, read_json, write_json
 from trainer.errors import RunNotFound
 
+BEST = "best"
+
 
 class RunState(StrEnum):
     QUEUED = "queued"

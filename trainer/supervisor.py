@@ -14,18 +14,17 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from feedback_store.durable import write_json
 from feedback_store.errors import StoreError
-from feedback_store.mixing import TEXT, Mix
+from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
-from trainer.command import Launch, choose_launch, show_command, write_accelerate_config
+from trainer.command import Launch, show_command, write_accelerate_config
 from trainer.cycle import (
     POLL_S,
     Plan,
@@ -41,15 +40,11 @@ from trainer.disk import check_disk
 from trainer.errors import BadRunRequest, ChildFailed, NotEnoughMemory, RunActive, TrainerError
 from trainer.launch import available_cores, check_training_available, threads_per_process
 from trainer.launchers import EVALUATION, TRAINING, Work, launcher_for
+from trainer.planning import Planner, mix_of
 from trainer.preflight import Policy, Preflight, parts_of, preflight
 from trainer.recipe import (
-    CONTINUED_PRETRAINING,
     DEFAULT,
-    KTO,
     PRACTICE,
-    SFT,
-    SFT_THEN_DPO,
-    Recipe,
     from_mapping,
     load_recipe,
 )
@@ -57,12 +52,8 @@ from trainer.report import ensure_report
 from trainer.restarts import check_resumable
 from trainer.room import RoomOf, machine_room
 from trainer.runs import Run, RunState, list_runs
-from trainer.texts import DIALOGUES, TEXTS, find_dialogues, find_texts
-from trainer.trackers import check_trackers
-from trainer.tuning import check_tuning
 from trainer.versions import Versions
 
-MAX_PROCESSES = 64
 DISK_RETRY_S = 5.0
 
 
@@ -114,14 +105,11 @@ class Supervisor:
         self.data_dir = data_dir.absolute()
         self.base = base
         self.versions = Versions(self.data_dir / "versions")
-        self.own_recipes = self.data_dir / "recipes"
         self._freeze = freeze
         self._champion = champion
         self._cpu_count = cpu_count
-        self._trackers = trackers
-        self._launcher = launcher
-        self._strategy = strategy
-        self._launcher_options = launcher_options or {}
+        self._planner = Planner(self.data_dir, trackers, launcher, strategy, launcher_options or {})
+        self.own_recipes = self._planner.own_recipes
         self._starting = threading.Lock()
         self._changed = threading.Condition()
         self._active: Run | None = None
@@ -219,38 +207,15 @@ class Supervisor:
 
     # What people ask for
 
-    def start_run(  # noqa: PLR0917 - all optional; callers name them
-        self,
-        recipe: str | None = None,
-        max_steps: int | None = None,
-        num_processes: int | None = None,
-        seed: int | None = None,
-        practice: str | None = None,
-        requested_by: str = "local",
-        launcher: str | None = None,
-        strategy: str | None = None,
-        machines: int | None = None,
-        deadline_minutes: float | None = None,
-    ) -> Run:
-        """Freeze a snapshot and queue a run on it; `deadline_minutes` goes before the recipe's.
+    def start_run(self, **request: Any) -> Run:
+        """Freeze a snapshot and queue a run on it; `request` is what `Planner.plan` takes.
 
-        Raises RunActive, UnknownRecipe, BadRecipe, BadRunRequest, TrainingUnavailable, NotEnoughDisk, and what `freeze`
-        raises (NotEnoughPreferences, …): nothing is left behind then.
+        Raises RunActive, NotEnoughDisk, NotEnoughMemory, what `Planner.plan` raises, and what `freeze` raises
+        (NotEnoughPreferences, …): nothing is left behind then.
         """
         with self._starting:
             self._refuse_second()
-            plan = self._plan(
-                recipe=recipe,
-                max_steps=max_steps,
-                num_processes=num_processes,
-                seed=seed,
-                practice=practice,
-                requested_by=requested_by,
-                launcher=launcher,
-                strategy=strategy,
-                machines=machines,
-                deadline_minutes=deadline_minutes,
-            )
+            plan = self._planner.plan(**request)
             if plan.launch.launcher == "local" and plan.launch.machines > 1:
                 raise BadRunRequest(
                     f"The local launcher starts processes on this machine only, not on {plan.launch.machines}. Use the "
@@ -270,8 +235,8 @@ class Supervisor:
 
         `preview` gives the rows that `freeze` would write. Raises what `start_run` raises of a request.
         """
-        plan = self._plan(**request)
-        return self._preflight(plan, preview(plan.practice, self._mix_of(plan))).as_dict()
+        plan = self._planner.plan(**request)
+        return self._preflight(plan, preview(plan.practice, mix_of(plan))).as_dict()
 
     def _preflight(self, plan: Plan, parts: Mapping[str, Any]) -> Preflight:
         return preflight(
@@ -297,7 +262,7 @@ class Supervisor:
         It needs a directory to run in, so one is made in `by_hand/`, where nothing is started or published by itself.
         Raises what `start_run` raises.
         """
-        plan = self._plan(**request)
+        plan = self._planner.plan(**request)
         snapshot = self._snapshot_for(plan)
         run = plan_run(plan, snapshot, self.base, self.data_dir, "by_hand")
         write_accelerate_config(run.directory, plan.launch)
@@ -313,82 +278,8 @@ class Supervisor:
         threads = threads_per_process(self._cpu_count or available_cores(), launch.processes_per_machine)
         return show_command(run, threads, launcher_for(launch).submission(work))
 
-    def _choose_launch(
-        self, launcher: str | None, strategy: str | None, machines: int | None, num_processes: int | None
-    ) -> Launch:
-        check_training_available()
-        launcher = launcher or self._launcher
-        options = self._launcher_options.get(launcher, "")
-        gpus = launcher_for(Launch(launcher, options=options)).gpus()
-        wanted = _checked("num_processes", num_processes, 1, gpus or MAX_PROCESSES)
-        processes = wanted or (max(1, gpus) if launcher == "local" else 1)
-        return choose_launch(
-            launcher,
-            strategy or (self._strategy if processes > 1 else None),
-            _checked("machines", machines, 1, MAX_PROCESSES),
-            num_processes=processes,
-            device="gpu" if gpus else "cpu",
-            options=options,
-        )
-
-    def _plan(
-        self,
-        *,
-        recipe: str | None = None,
-        max_steps: int | None = None,
-        num_processes: int | None = None,
-        seed: int | None = None,
-        practice: str | None = None,
-        requested_by: str = "local",
-        launcher: str | None = None,
-        strategy: str | None = None,
-        machines: int | None = None,
-        deadline_minutes: float | None = None,
-    ) -> Plan:
-        launch = self._choose_launch(launcher, strategy, machines, num_processes)
-        check_trackers(self._trackers)
-        chosen = load_recipe(recipe or (PRACTICE if practice else DEFAULT), self.own_recipes)
-        chosen = _with_deadline(chosen, deadline_minutes)
-        check_tuning(chosen, launch.device)
-        if practice and chosen.method in (KTO, CONTINUED_PRETRAINING):
-            raise BadRunRequest(
-                f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
-                "Practise with another recipe."
-            )
-        chosen.micro_batch(launch.num_processes)
-        return Plan(
-            recipe=chosen,
-            max_steps=_checked("max_steps", max_steps, 1, 1_000_000),
-            num_processes=launch.num_processes,
-            seed=_checked("seed", seed, 0, 2**32 - 1) or 0,
-            practice=practice,
-            device=launch.device,
-            requested_by=requested_by,
-            launch=launch,
-            trackers=self._trackers,
-            texts=self._texts(chosen),
-            dialogues=None if practice else self._dialogues(chosen),
-        )
-
     def _snapshot_for(self, plan: Plan) -> Snapshot:
-        return self._freeze(plan.practice, self._mix_of(plan))
-
-    @staticmethod
-    def _mix_of(plan: Plan) -> Mix:
-        mix = plan.recipe.mix(plan.seed)
-        if plan.dialogues and plan.recipe.method == SFT:
-            mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
-        return mix
-
-    def _texts(self, recipe: Recipe) -> dict[str, Any] | None:
-        if recipe.method != CONTINUED_PRETRAINING:
-            return None
-        return find_texts(self.data_dir / TEXTS if recipe.texts is None else Path(recipe.texts))
-
-    def _dialogues(self, recipe: Recipe) -> dict[str, Any] | None:
-        if recipe.method not in (SFT, SFT_THEN_DPO):
-            return None
-        return find_dialogues(self.data_dir / DIALOGUES if recipe.dialogues is None else Path(recipe.dialogues))
+        return self._freeze(plan.practice, mix_of(plan))
 
     def resume(self, run_id: str) -> Run:
         """Go on with a run that failed or was cancelled, from its last checkpoint.
@@ -454,7 +345,7 @@ class Supervisor:
         if version == against:
             raise BadRunRequest(f"{version} cannot be compared with itself. Name another version with --against.")
         practice = None if version == BASE_VERSION else self.versions.load(version).practice
-        recipe, launch = load_recipe(PRACTICE if practice else DEFAULT), self._choose_launch(None, None, None, 1)
+        recipe, launch = load_recipe(PRACTICE if practice else DEFAULT), self._planner.launch(num_processes=1)
         snapshot = self._freeze(practice, recipe.mix(seed=0))
         directory = self.data_dir / "evaluations" / f"evaluation_{uuid.uuid4().hex[:12]}"
         directory.mkdir(parents=True)
@@ -494,10 +385,6 @@ class Supervisor:
         return result
 
 
-def _with_deadline(recipe: Recipe, minutes: float | None) -> Recipe:
-    return recipe if minutes is None else from_mapping(recipe.name, {**recipe.as_dict(), "deadline_minutes": minutes})
-
-
 def borrows(run: Run) -> bool:
     """Whether a run needs the memory of the served model."""
     return (run.config.preflight or {}).get("policy") == Policy.PAUSE
@@ -509,9 +396,3 @@ def pause_of(run: Run) -> tuple[str, float]:
     began = datetime.fromisoformat(run.config.created_at).timestamp()
     left_s = max(0.0, began + estimate["total_s"] - time.time()) if estimate else 0.0
     return f"The model is learning ({run.run_id}) and needs the memory", left_s
-
-
-def _checked(name: str, value: int | None, low: int, high: int) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
-        raise BadRunRequest(f"{name} is {value!r}, it must be a whole number from {low} to {high}.")
-    return value

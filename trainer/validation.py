@@ -29,7 +29,7 @@ from feedback_store.preferences import prompt_key
 from feedback_store.records import Preference
 from trainer.progress import Progress, pairs_seen
 from trainer.recipe import Recipe
-from trainer.runs import Run
+from trainer.runs import BEST, Run
 from trainer.scorer import score_pair
 from trainer.tokens import tokenise
 
@@ -127,7 +127,7 @@ class Validation:
         self._tokens = [one for one in tokens if one.chosen and one.rejected]
         self._reference: list[float] = []
         self._stop = EarlyStop(recipe.early_stop_patience)
-        self._best = BestWeights(run.directory / "best")
+        self._best = BestWeights(run.directory / BEST)
         self._steps_before = self._rows_before = 0
         self.stopped_at: int | None = None  # in steps of the trainer
 

@@ -74,7 +74,7 @@ class Worth:
     @property
     def sentence(self) -> str:
         """All of it in words."""
-        new = f"{self.new:,} new preference{'' if self.new == 1 else 's'} since the last retrain"
+        new = f"{self.new:,} new preference{'' if self.new == 1 else 's'} from picks since the last retrain"
         point = "point" if abs(round(self.gain)) == 1 else "points"
         expected = f"expect {_points(self.gain)} {point} ({_points(self.low)} to {_points(self.high)})"
         if self.needed == 0:
