@@ -38,6 +38,8 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.UnknownRecipe: 404,
     refusals.BadRecipe: 400,
     refusals.BadRunRequest: 400,
+    refusals.EvaluationNotFound: 404,
+    refusals.JudgeFailed: 503,
     refusals.BadSchedule: 422,
     refusals.NotEnoughMemory: 409,
     refusals.RunActive: 409,

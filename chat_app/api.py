@@ -177,6 +177,14 @@ class EvaluationBody(Strict):
     against: str | None = None
 
 
+class BenchmarkBody(Strict):
+    benchmark: Annotated[str, Field(min_length=1, max_length=4096)]
+    version: str
+    against: str | None = None
+    limit: Annotated[int | None, Field(ge=1)] = None
+    max_tokens: Annotated[int, Field(ge=1, le=8192)] = 512
+
+
 class ComparisonBody(Strict):
     versions: list[str] = Field(min_length=1, max_length=16)
 
@@ -527,6 +535,13 @@ def _loop_routes(operations: Operations) -> APIRouter:
     def evaluations(body: EvaluationBody) -> dict[str, Any]:
         """Compare two versions on the held-out pairs of the first one's snapshot. Takes minutes."""
         return operations.evaluate(body.version, body.against)
+
+    @router.post("/benchmarks")
+    def benchmarks(body: BenchmarkBody) -> dict[str, Any]:
+        """Have a version answer a benchmark, and a judge mark or compare the answers. Takes minutes."""
+        return operations.benchmark(
+            body.benchmark, body.version, body.against, limit=body.limit, max_tokens=body.max_tokens
+        )
 
     @router.post("/comparisons")
     def comparisons(body: ComparisonBody) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chat_app import data_cli, scheduling_cli, trial_cli, watching_cli
+from chat_app import data_cli, evaluation_cli, scheduling_cli, trial_cli, watching_cli
 from chat_app.cli_tools import Json, connected, refuse, settings, show
 from chat_app.settings import settings_table
 
@@ -32,24 +32,10 @@ Maintenance = Annotated[
     bool, typer.Option("--maintenance", help="Where two models do not fit: one after the other, answers wait.")
 ]
 FOLLOW_EVERY_S = 1.0
-COMPARED: dict[str, Callable[[Any], str]] = {
-    "version": str,
-    "recipe": str,
-    "wins": str,
-    "ties": str,
-    "losses": str,
-    "win_rate": "{:.0%}".format,
-    "interval": lambda bounds: f"{bounds[0]:.0%}–{bounds[1]:.0%}",
-    "rewards/chosen": "{:+.3f}".format,
-    "rewards/margins": "{:+.3f}".format,
-    "perplexity/chosen": "{:.2f}".format,
-    "perplexity/prose": "{:.2f}".format,
-    "words": "{:.0f}".format,
-    "repetition": "{:.0%}".format,
-}
 
 
 app.add_typer(data_cli.app)
+app.add_typer(evaluation_cli.app)
 app.add_typer(watching_cli.app)
 app.add_typer(scheduling_cli.app)
 app.add_typer(trial_cli.app)
@@ -157,32 +143,6 @@ def practice(
 ) -> None:
     """Teach it a taste: the whole loop in minutes, on prepared pairs kept apart from the real preferences."""
     _start_and_follow({"practice": taste, "num_processes": num_processes}, as_json)
-
-
-@app.command()
-def evaluate(
-    version: Annotated[str, typer.Argument(help="The version to judge.")],
-    against: Annotated[str | None, typer.Option(help="The version to compare with (default: the champion).")] = None,
-    as_json: Json = False,
-) -> None:
-    """Judge a version against another on the held-out pairs of its own snapshot."""
-    with connected(as_json) as client:
-        result = client.request("POST", "/v1/evaluations", {"version": version, "against": against})
-    show(result, as_json, "\n".join(result["verdict"]["reasons"]))
-
-
-@app.command()
-def compare(
-    versions: Annotated[list[str], typer.Argument(help="The versions to judge against the base, such as v1 v2.")],
-    as_json: Json = False,
-) -> None:
-    """With training against without: each version against the base, in one table. Takes minutes for each."""
-    with connected(as_json) as client:
-        result = client.request("POST", "/v1/comparisons", {"versions": versions})
-    rows = [[COMPARED[key](row[key]) if row[key] is not None else "–" for key in COMPARED] for row in result["rows"]]
-    widths = [max(map(len, column)) for column in zip(COMPARED, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (COMPARED, *rows)]
-    show(result, as_json, "\n".join(line.rstrip() for line in lines))
 
 
 @app.command()

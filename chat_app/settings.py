@@ -15,7 +15,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 PREFIX = "ZLOOP_"
-MAY_HOLD_A_SECRET = ("remote_key", "remote_url")  # a refused URL may be refused for the password in it
+MAY_HOLD_A_SECRET = (
+    "remote_key",
+    "remote_url",
+    "judge_token",
+    "judge_url",
+)  # a refused URL may be refused for the password in it
 
 
 class SettingsError(Exception):
@@ -83,6 +88,11 @@ class Settings(BaseModel):
             description="`remote`: seconds to connect, to the first token, between tokens, for a whole answer.",
         ),
     ] = "5,120,60,900"
+    judge_url: Annotated[
+        str | None, Field(description="Benchmarks: URL of the OpenAI-compatible server whose model judges answers.")
+    ] = None
+    judge_model: Annotated[str | None, Field(description="Benchmarks: the judging model's name on that server.")] = None
+    judge_token: Annotated[SecretStr | None, Field(description="Benchmarks: that server's API key.")] = None
     retrain_every: Annotated[
         int,
         Field(
@@ -182,12 +192,12 @@ class Settings(BaseModel):
         """What each launcher needs besides, by its name."""
         return {"slurm": self.slurm_options, "ray": self.ray_address}
 
-    @field_validator("retrain_cron", "quiet_hours")
+    @field_validator("retrain_cron", "quiet_hours", "judge_model")
     @classmethod
     def _empty_is_none(cls, value: str | None) -> str | None:
         return (value or "").strip() or None
 
-    @field_validator("remote_url")
+    @field_validator("remote_url", "judge_url")
     @classmethod
     def _only_plain_urls(cls, urls: str | None) -> str | None:
         for url in () if urls is None else urls.split(","):
@@ -197,7 +207,9 @@ class Settings(BaseModel):
             if parts.port == 0:  # asking for it refuses what is no port
                 raise ValueError("the port must be from 1 to 65535")
             if "@" in parts.netloc or parts.query or parts.fragment:
-                raise ValueError("must hold no user, password, query or fragment: the key goes into ZLOOP_REMOTE_KEY")
+                raise ValueError(
+                    "must hold no user, password, query or fragment: the key goes into ZLOOP_REMOTE_KEY (ZLOOP_JUDGE_TOKEN)"
+                )
         return urls
 
     @field_validator("slurm_options")
@@ -208,7 +220,7 @@ class Settings(BaseModel):
             raise ValueError("every option must begin with - and hold its value after =, such as --partition=gpu")
         return options
 
-    @field_validator("remote_key")
+    @field_validator("remote_key", "judge_token")
     @classmethod
     def _only_header_text(cls, key: SecretStr | None) -> SecretStr | None:
         text = "" if key is None else key.get_secret_value().strip()
@@ -220,6 +232,14 @@ class Settings(BaseModel):
     def _remote_needs_a_url(self) -> Self:
         if self.engine == "remote" and self.remote_url is None:
             raise ValueError("ZLOOP_ENGINE=remote needs ZLOOP_REMOTE_URL, the model server's URL")
+        return self
+
+    @model_validator(mode="after")
+    def _a_judge_is_a_url_and_a_model(self) -> Self:
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ValueError("ZLOOP_JUDGE_URL and ZLOOP_JUDGE_MODEL name a judge together: set both or none")
+        if self.judge_url is not None and "," in self.judge_url:
+            raise ValueError("ZLOOP_JUDGE_URL must be one URL")
         return self
 
     @field_validator("host")

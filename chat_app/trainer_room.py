@@ -17,14 +17,19 @@ from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import RATINGS, Mix
 from feedback_store.records import BASE_VERSION, Comparisons, UnpairedPreference
 from feedback_store.store import FeedbackStore
+from trainer.benchmarks.bench import Asked
+from trainer.benchmarks.judge import Judge
+from trainer.benchmarks.questions import ALPACA_EVAL
+from trainer.benchmarks.words import tables
 from trainer.comparison_table import table
 from trainer.credits import credits_of
 from trainer.errors import BadRecipe, BadRunRequest, BadSchedule, TrainerError, TrainingUnavailable
 from trainer.judged import judged_runs
 from trainer.launch import check_training_available
+from trainer.pages import REPORT
 from trainer.preflight import Policy
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
-from trainer.report import REPORT, ensure_report
+from trainer.report import ensure_report
 from trainer.room import Room, machine_room
 from trainer.runs import Run
 from trainer.schedule import Schedule
@@ -52,6 +57,7 @@ class TrainerRoom:
             launcher_options=settings.launcher_options,
             policy=Policy(settings.device_policy),
             room=room_of,
+            judge=judge_of(settings),
         )
 
         self.schedule_book = schedule_book(settings)
@@ -188,11 +194,11 @@ class TrainerRoom:
                 f"Run {run_id} is {run.state.value}: its report is written when it has ended. "
                 f"Watch it meanwhile with `zloop runs {run_id} --follow`."
             )
-        path = run.directory / REPORT
-        written = path if path.is_file() else ensure_report(run)
-        if written is None:
-            raise TrainingUnavailable(f"The report of {run_id} could not be written; the server's log says why.")
-        return written
+        return _report_of(run)
+
+    def evaluation_report(self, evaluation_id: str) -> Path:
+        """The report of an evaluation or a benchmark, written now where it is not there. Raises EvaluationNotFound."""
+        return _report_of(Run(self.supervisor.evaluation_directory(evaluation_id)))
 
     def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]:
         """What the default recipe on `train_rows` rows is expected to gain over `champion`."""
@@ -207,9 +213,26 @@ class TrainerRoom:
         return {
             "version": version,
             "against": against,
+            "evaluation_id": evaluation["evaluation_id"],
             "evaluation": {key: value for key, value in evaluation.items() if key not in ("results", "canaries")},
             "verdict": decide(evaluation, against, version).as_dict(),
+            "report": self._report_path(evaluation["evaluation_id"]),
         }
+
+    def benchmark(
+        self, benchmark: str, version: str, against: str | None, *, limit: int | None = None, max_tokens: int
+    ) -> dict[str, Any]:
+        """What a benchmark says of a version; alpaca-eval compares, by default with the champion."""
+        check_training_available()
+        if against is None and benchmark == ALPACA_EVAL:
+            against = self._store.champion()
+        result = self.supervisor.benchmark(Asked(benchmark, version, against, limit, max_tokens))
+        shown = {key: value for key, value in result.items() if key not in ("graded", "compared")}
+        return {**shown, "tables": tables(result), "report": self._report_path(result["evaluation_id"])}
+
+    def _report_path(self, evaluation_id: str) -> str | None:
+        path = self.supervisor.evaluation_directory(evaluation_id) / REPORT
+        return str(path) if path.is_file() else None
 
     def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]:
         """Each version against the base, one table. Raises BadRunRequest for practice versions beside real ones."""
@@ -235,6 +258,23 @@ class TrainerRoom:
         except TrainerError:  # a version that is damaged must not cost anybody their pick
             return None
         return None if found is None else found.sentence
+
+
+def judge_of(settings: Settings) -> Judge | None:
+    """The model that judges answers in benchmarks, None where none is configured."""
+    if settings.judge_url is None or settings.judge_model is None:
+        return None
+    token = "" if settings.judge_token is None else settings.judge_token.get_secret_value()
+    return Judge(settings.judge_url, settings.judge_model, token)
+
+
+def _report_of(run: Run) -> Path:
+    """Raises TrainingUnavailable where it cannot be written."""
+    path = run.directory / REPORT
+    written = path if path.is_file() else ensure_report(run)
+    if written is None:
+        raise TrainingUnavailable(f"The report of {run.run_id} could not be written; the server's log says why.")
+    return written
 
 
 def _described(name: str, own: Path) -> dict[str, Any]:

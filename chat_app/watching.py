@@ -25,6 +25,7 @@ class WatchedTrainer(Protocol):
     def run(self, run_id: str) -> RunHandle: ...
     def runs(self) -> Sequence[RunHandle]: ...
     def report(self, run_id: str) -> Path: ...
+    def evaluation_report(self, evaluation_id: str) -> Path: ...
     def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]: ...
 
 
@@ -49,6 +50,10 @@ class WatchingOperations:
     def report(self, run_id: str) -> str:
         """The run's report, a page of HTML that stands alone. Raises RunNotFound, and what `Trainer.report` raises."""
         return self._trainer.report(run_id).read_text(encoding="utf-8")
+
+    def evaluation_report(self, evaluation_id: str) -> str:
+        """The same of an evaluation or a benchmark. Raises EvaluationNotFound, and what writing it raises."""
+        return self._trainer.evaluation_report(evaluation_id).read_text(encoding="utf-8")
 
     def worth(self) -> dict[str, Any]:
         """What a retrain now is expected to gain, as `trainer.worth.Worth` says it; kept while nothing changes.

@@ -33,6 +33,12 @@ def watching_routes(watching: WatchingOperations) -> APIRouter:
         """The report of a run that has ended: a page that stands alone."""
         return HTMLResponse(watching.report(run_id), headers={"Content-Security-Policy": REPORT_POLICY})
 
+    @router.get("/evaluations/{evaluation_id}/report", response_class=HTMLResponse)
+    def evaluation_report(evaluation_id: str) -> HTMLResponse:
+        """The report of an evaluation or a benchmark: a page that stands alone."""
+        page = watching.evaluation_report(evaluation_id)
+        return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})
+
     @router.get("/worth")
     def worth() -> dict[str, Any]:
         """What a retrain now is expected to gain, with an 80% interval, and how many more preferences would help."""

@@ -35,7 +35,7 @@ case "$part" in
     ;;
   dev)
     step "test and check tools"
-    install -e ".[llama,train,ray,tensorboard,trackio,dev]"
+    install -e ".[llama,train,ray,tensorboard,trackio,ifeval,dev]"
     ;;
   *) fail "unknown part '$part': run or dev" ;;
 esac

@@ -7,7 +7,7 @@ points. Text stays text. Long runs are drawn from at most `POINTS` means of neig
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,16 +72,12 @@ CURVES = (
 
 def draw(curve: Curve, lines: Sequence[Mapping[str, Any]]) -> str | None:
     """The picture as an `<svg>` element, None where metrics.jsonl holds none of its keys twice."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     series = {key: _series(lines, key) for key in curve.keys}
     series = {key: found for key, found in series.items() if len(found[0]) > 1}
     if not series:
         return None
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": curve.title}):
-        figure = Figure(figsize=(4.6, 2.3), layout="constrained")
+
+    def picture(figure: Any) -> None:
         axes = figure.add_subplot()
         for (key, (steps, values)), colour in zip(series.items(), (TEAL, AMBER), strict=False):
             name = key.rpartition("/")[2]
@@ -97,6 +93,19 @@ def draw(curve: Curve, lines: Sequence[Mapping[str, Any]]) -> str | None:
         axes.set_xlabel("step")
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(loc="best", fontsize=8)
+
+    return as_svg(picture, curve.title, (4.6, 2.3))
+
+
+def as_svg(draw_on: Callable[[Any], None], name: str, size: tuple[float, float]) -> str:
+    """An `<svg>` element of `size` inches, in the reports' style; the same drawing under the same name is the same."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw_on(figure)
         picture = io.StringIO()
         FigureCanvasSVG(figure).print_svg(picture, metadata={"Date": None, "Creator": None})
     return picture.getvalue()[picture.getvalue().index("<svg") :]

@@ -61,12 +61,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a cycle needs beside its run. `wait(seconds)` returns early or raises when it is to stop."""
+    """What a cycle needs beside its run. `wait(seconds)` returns early or raises when it is to stop.
+
+    `judge`: the model that could judge answers, for the report.
+    """
 
     versions: Versions
     champion: Callable[[], str]
     wait: Callable[[float], None]
     cores: int | None = None
+    judge: str | None = None
 
 
 def plan_run(  # noqa: PLR0917 - the last two are named by callers
@@ -146,7 +150,7 @@ def ensure_evaluated(run: Run, snapshot: Snapshot, around: Surroundings) -> dict
     """evaluation.json: what the run made against the champion of this moment, on the held-out part."""
     if run.evaluation is None and run.state is not RunState.EVALUATING:
         champion, candidate = around.champion(), around.versions.next_name(run.config.practice)
-        _write_comparison(run, snapshot, candidate, champion, around.versions)
+        _write_comparison(run, snapshot, candidate, champion, around)
         run.move(RunState.EVALUATING, champion=champion, candidate=candidate)
     return _ensure_result(run, EVALUATION, lambda: run.evaluation, around.cores, around.wait)
 
@@ -167,11 +171,15 @@ def comparison(
     snapshot: Snapshot,
     candidate: tuple[str, Path | None],
     champion: tuple[str, Path | None],
+    judge: str | None = None,
 ) -> dict[str, Any]:
-    """comparison.json, all that `evaluate.py` needs. A version's path: its adapter or whole model; None: the base."""
+    """comparison.json, all that `evaluate.py` needs. A version's path: its adapter or whole model; None: the base.
+
+    `judge`: the model that could judge answers, for the report; it is not asked here.
+    """
     return {
-        "candidate": _version(*candidate),
-        "champion": _version(*champion),
+        "candidate": side_of(*candidate),
+        "champion": side_of(*champion),
         "snapshot": snapshot.hash,
         "held_out": str(snapshot.held_out_path.absolute()),
         "held_out_pairs": recipe.held_out_pairs,
@@ -181,6 +189,7 @@ def comparison(
         "base": base,
         "models_dir": models_dir,
         "device": device,
+        "judge": judge,
     }
 
 
@@ -204,7 +213,7 @@ def reason_of_death(run: Run, stage: str, known: str | None = None) -> str:
     return "\n".join([f"The {stage} failed: {sentence}", "Last lines of its log:", *tail[-LOG_LINES:]])
 
 
-def _write_comparison(run: Run, snapshot: Snapshot, candidate: str, champion: str, versions: Versions) -> None:
+def _write_comparison(run: Run, snapshot: Snapshot, candidate: str, champion: str, around: Surroundings) -> None:
     config = run.config
     write_json(
         run.directory / "comparison.json",
@@ -215,12 +224,13 @@ def _write_comparison(run: Run, snapshot: Snapshot, candidate: str, champion: st
             device=config.device,
             snapshot=snapshot,
             candidate=(candidate, run.weights),
-            champion=(champion, weights_of(champion, str(config.base["name"]), versions)),
+            champion=(champion, weights_of(champion, str(config.base["name"]), around.versions)),
+            judge=around.judge,
         ),
     )
 
 
-def _version(version: str, weights: Path | None) -> dict[str, str | None]:
+def side_of(version: str, weights: Path | None) -> dict[str, str | None]:
     """A side of the comparison: a directory with a config.json is a whole model, any other is an adapter."""
     if weights is not None and (weights / "config.json").is_file():
         return {"version": version, "adapter": None, "model": str(weights.absolute())}

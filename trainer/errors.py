@@ -9,11 +9,13 @@
     ├── RunActive              another run is going on; `.run` is that run
     ├── RunNotFound
     ├── VersionNotFound
+    ├── EvaluationNotFound
     ├── VersionDamaged         files and manifest disagree
     ├── TrainingUnavailable    torch, trl, … are not installed
     ├── BaseModelMissing       the base's file or package is not there
     ├── NotEnoughDisk          a run would need more room than there is
     ├── ChildFailed            a training or evaluating child ended without its result
+    ├── JudgeFailed            a judge did not answer, or refused
     ├── LaunchFailed           Slurm or Ray did not take a job
     ├── DeadlinePassed         a run took longer than its recipe allows
     └── JobError               raised inside a child; its sentence becomes the run's error
@@ -80,6 +82,12 @@ class VersionNotFound(TrainerError):
         self.version = version
 
 
+class EvaluationNotFound(TrainerError):
+    def __init__(self, evaluation_id: str) -> None:
+        super().__init__(f"There is no evaluation {evaluation_id!r}. `zloop evaluate` says the id of each it makes.")
+        self.evaluation_id = evaluation_id
+
+
 class VersionDamaged(TrainerError):
     pass
 
@@ -97,6 +105,10 @@ class NotEnoughDisk(TrainerError):
 
 
 class ChildFailed(TrainerError):
+    pass
+
+
+class JudgeFailed(TrainerError):
     pass
 
 

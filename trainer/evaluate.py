@@ -8,7 +8,8 @@
 * `canaries.py` records how the candidate begins its answers, for whoever will serve it.
 
 The numbers are judged elsewhere (`guards.py`, `verdict.py`). Started by `launch.py`; by hand: `python -m
-trainer.evaluate RUN_DIR`, which reads RUN_DIR/comparison.json. Not covered: judges, benchmarks.
+trainer.evaluate RUN_DIR`, which reads RUN_DIR/comparison.json. Where there is a benchmark.json instead, the answers to
+its questions are written (`benchmarks/answering.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from feedback_store.errors import StoreError
 from feedback_store.records import BASE_VERSION, Preference
 from feedback_store.snapshots import load_preferences
 from trainer.answer_quality import describe
+from trainer.benchmarks.answering import answer_benchmark
 from trainer.canaries import record_canaries
 from trainer.errors import JobError, TrainerError
 from trainer.generation import greedy_answers, prose_nats, questions
@@ -57,6 +59,7 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
         "champion": comparison[CHAMPION]["version"],
         "beta": comparison["beta"],
         "precision": comparison["precision"],
+        "judge": comparison.get("judge"),
         "snapshot": comparison["snapshot"],
         "sources": by_source(results, comparison["beta"]),
         "raters": by_rater(results, TIE_NATS),
@@ -163,6 +166,9 @@ def main() -> None:
     """`python -m trainer.evaluate RUN_DIR`."""
     run_dir = Path(sys.argv[1])
     try:
+        if (benchmark := read_json(run_dir / "benchmark.json")) is not None:
+            write_json(run_dir / "answers.json", answer_benchmark(run_dir, benchmark))
+            return
         comparison = read_json(run_dir / "comparison.json")
         if comparison is None:
             raise JobError(f"{run_dir} has no comparison.json: nothing says what to compare.")

@@ -43,18 +43,28 @@ def questions(held_out: Sequence[Preference], wanted: int = QUESTIONS) -> list[t
     return [*own.values(), *fixed][:wanted]
 
 
-def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[tuple[Message, ...]]) -> list[Answer]:
-    """The greedy answer to each prompt, in one batch, at most `MAX_TOKENS` tokens; over-long prompts are left out."""
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[Message, ...]],
+    *,
+    max_tokens: int | None = None,
+    prompt_tokens: int | None = None,
+) -> list[Answer]:
+    """The greedy answer to each prompt, in one batch, at most `max_tokens` tokens (by default `MAX_TOKENS`).
+
+    Prompts longer than `prompt_tokens` (by default `PROMPT_TOKENS`) are left out.
+    """
     import torch
 
-    broken = markers(tokenizer)
+    broken, limit = markers(tokenizer), prompt_tokens or PROMPT_TOKENS
     ids = [
         tokenizer.apply_chat_template(
             neutralised(prompt, broken), add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
         for prompt in prompts
     ]
-    kept = [(prompt, one) for prompt, one in zip(prompts, ids, strict=True) if len(one) <= PROMPT_TOKENS]
+    kept = [(prompt, one) for prompt, one in zip(prompts, ids, strict=True) if len(one) <= limit]
     if not kept:
         return []
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -63,7 +73,11 @@ def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[tuple[Message, 
     mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for _, one in kept], device=model.device)
     with torch.inference_mode():
         written = model.generate(
-            input_ids=rows, attention_mask=mask, do_sample=False, max_new_tokens=MAX_TOKENS, pad_token_id=pad
+            input_ids=rows,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=max_tokens or MAX_TOKENS,
+            pad_token_id=pad,
         )[:, width:].tolist()
     ends = _ends(model, tokenizer)
     return [

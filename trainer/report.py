@@ -2,7 +2,8 @@
 
 The parent has it written at the end of every run, also of one that failed or was cancelled (`ensure_report`), in a
 process of its own, so that the server neither loads matplotlib nor stops for it. By hand: `python -m trainer.report
-RUN_DIR`. Reads the run directory only. No script, nothing from elsewhere; every text is escaped by Jinja2.
+RUN_DIR`, also for the directory of an evaluation or a benchmark that was asked for by itself (`zloop evaluate`). Reads
+that directory only. No script, nothing from elsewhere; every text is escaped by Jinja2.
 
 Not covered: comparing runs (TensorBoard does, see `trackers.py`).
 """
@@ -21,14 +22,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from feedback_store.durable import read_json, sync
+from feedback_store.durable import read_json
+from trainer.benchmarks.report import benchmark_page
 from trainer.curves import CURVES, draw
 from trainer.generation import MAX_TOKENS
+from trainer.pages import REPORT, render_page, write_page
 from trainer.runs import Run
+from trainer.verdict import decide
 
 log = logging.getLogger(__name__)
 
-REPORT = "report.html"
 LIMIT_S = 60
 DECISIONS = {"promote": "better", "keep": "not enough evidence", "reject": "worse"}
 LIBRARIES = ("zephyr-loop", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -63,22 +66,34 @@ def ensure_report(run: Run) -> Path | None:
 
 def write_report(run: Run) -> Path:
     """Write RUN_DIR/report.html, whole or not at all."""
-    path = run.directory / REPORT
-    temporary = path.with_name(f".{REPORT}")
-    temporary.write_text(render(run), encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
-    return path
+    return write_page(run.directory, render(run))
 
 
 def render(run: Run) -> str:
-    """The page."""
-    from jinja2 import Environment, StrictUndefined
+    """The page of a run, or of an evaluation or a benchmark that was asked for by itself."""
+    if (run.directory / "benchmark.json").is_file():
+        return benchmark_page(run.directory)
+    if (run.directory / "config.json").is_file() or run.evaluation is None:
+        return render_page("report.html", _facts(run))
+    return render_page("evaluation.html", _facts_of_evaluation(run.run_id, run.evaluation))
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "short": _short}
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(**_facts(run))
+
+def _facts_of_evaluation(evaluation_id: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the template of a lone evaluation names."""
+    verdict = decide(evaluation, evaluation["champion"], evaluation["candidate"])
+    return {
+        "evaluation_id": evaluation_id,
+        "evaluation": evaluation,
+        "candidate": evaluation["candidate"],
+        "champion": evaluation["champion"],
+        "verdict": verdict.as_dict(),
+        "decision": DECISIONS[verdict.decision],
+        "warnings": warnings_of((), None, evaluation),
+        "examples": examples_of(evaluation),
+        "example_tokens": MAX_TOKENS,
+        "command": f"zloop evaluate {evaluation['candidate']} --against {evaluation['champion']}",
+        "libraries": _libraries(),
+    }
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -102,7 +117,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "candidate": evaluation["candidate"] if evaluation else None,
         "champion": evaluation["champion"] if evaluation else None,
         "warnings": warnings_of(lines, run.training, evaluation),
-        "examples": _examples(evaluation),
+        "examples": examples_of(evaluation),
         "example_tokens": MAX_TOKENS,
         "pictures": _pictures(lines),
         "asked": _asked(config),
@@ -180,7 +195,8 @@ def _in_words(lines: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
     return ", ".join(said)
 
 
-def _examples(evaluation: Mapping[str, Any] | None) -> list[dict[str, str]]:
+def examples_of(evaluation: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """What both versions wrote, for the template."""
     return [
         {
             "question": one["question"],
@@ -262,14 +278,6 @@ def _counted(number: int, noun: str) -> str:
 
 def _moment(text: str | None) -> str | None:
     return text[:16].replace("T", " ") + " UTC" if text else None
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}%"
-
-
-def _short(number: float | None) -> str:
-    return "–" if number is None else f"{number:.4g}"
 
 
 def _duration(seconds: float | None) -> str:

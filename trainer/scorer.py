@@ -38,7 +38,7 @@ class PairScore:
 
 
 class Scorer:
-    """The candidate and the champion of a comparison.json, loaded."""
+    """The candidate and the champion of a comparison.json, or the one of them that is in it, loaded."""
 
     def __init__(self, comparison: Mapping[str, Any]) -> None:
         import torch
@@ -54,7 +54,7 @@ class Scorer:
         def load(directory: str | Path) -> Any:
             return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
 
-        sides = {name: comparison[name] for name in SIDES}
+        sides = {name: comparison[name] for name in SIDES if name in comparison}
         self._adapters = {name: side["adapter"] for name, side in sides.items() if side["adapter"]}
         self._whole = {name: load(side["model"]) for name, side in sides.items() if side.get("model")}
         model: Any = load(base_dir) if len(self._whole) < len(sides) else None

@@ -18,12 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from feedback_store.durable import write_json
+from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
 from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
 from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
+from trainer.benchmarks.bench import Asked, Place, run_benchmark
+from trainer.benchmarks.judge import Judge
 from trainer.command import Launch, show_command, write_accelerate_config
 from trainer.cycle import (
     POLL_S,
@@ -37,7 +39,7 @@ from trainer.cycle import (
     weights_of,
 )
 from trainer.disk import check_disk
-from trainer.errors import BadRunRequest, ChildFailed, NotEnoughMemory, RunActive, TrainerError
+from trainer.errors import BadRunRequest, ChildFailed, EvaluationNotFound, NotEnoughMemory, RunActive, TrainerError
 from trainer.launch import available_cores, check_training_available, threads_per_process
 from trainer.launchers import EVALUATION, TRAINING, Work, launcher_for
 from trainer.planning import Planner, mix_of
@@ -81,7 +83,8 @@ class Supervisor:
     `freeze(practice, mix)` makes a snapshot of the present preferences, `champion()` names the version being served.
     `cpu_count`: cores to plan with, by default those this process may use. `trackers`: see `trackers.py`. `launcher`,
     `strategy`: those of runs that name none; `launcher_options` are those of each launcher, by its name. `policy`,
-    `room`: what `preflight.py` asks. `lender`: set before `start` where a model is served beside.
+    `room`: what `preflight.py` asks. `judge`: who judges answers in benchmarks. `lender`: set before `start` where a
+    model is served beside.
     """
 
     def __init__(
@@ -98,7 +101,10 @@ class Supervisor:
         launcher_options: Mapping[str, str] | None = None,
         policy: Policy = Policy.SHARE,
         room: RoomOf = machine_room,
+        judge: Judge | None = None,
     ) -> None:
+        self._judge = judge
+        self._benchmarking = threading.Lock()
         self.lender: Lender | None = None
         self._policy = policy
         self._room = room
@@ -165,7 +171,7 @@ class Supervisor:
         """Bring one run to its end, whatever happens."""
         try:
             self._borrow(run)
-            run_cycle(run, Surroundings(self.versions, self._champion, self._wait, self._cpu_count))
+            run_cycle(run, Surroundings(self.versions, self._champion, self._wait, self._cpu_count, self._judge_name))
         except _Cancelled:
             self._end_processes(run)
             run.end(RunState.CANCELLED)
@@ -357,9 +363,47 @@ class Supervisor:
             snapshot=snapshot,
             candidate=(version, weights_of(version, self.base.name, self.versions)),
             champion=(against, weights_of(against, self.base.name, self.versions)),
+            judge=self._judge_name,
         )
         write_json(directory / "comparison.json", request)
-        return self._evaluate_in(directory, launch)
+        result = self._evaluate_in(directory, launch)
+        ensure_report(Run(directory))
+        return {**result, "evaluation_id": directory.name}
+
+    def benchmark(self, asked: Asked) -> dict[str, Any]:
+        """Ask a benchmark of one or two versions, see `benchmarks/bench.py`; one at a time. Takes minutes.
+
+        Raises RunActive, and what `run_benchmark` raises; what was answered and judged until then is kept.
+        """
+        self._refuse_second()
+        if not self._benchmarking.acquire(blocking=False):
+            raise BadRunRequest("Another benchmark is going on. Ask again when it is over.")
+        try:
+            launch = self._planner.launch(num_processes=1)
+            place = Place(
+                self.data_dir,
+                self.base,
+                self.versions,
+                launch.device,
+                self._judge,
+                lambda directory: self._evaluate_in(directory, launch, "answers.json"),
+            )
+            result = run_benchmark(asked, place)
+        finally:
+            self._benchmarking.release()
+        ensure_report(Run(self.evaluation_directory(result["evaluation_id"])))
+        return result
+
+    def evaluation_directory(self, evaluation_id: str) -> Path:
+        """The directory of an evaluation or a benchmark that has ended. Raises EvaluationNotFound."""
+        directory = self.data_dir / "evaluations" / evaluation_id
+        if Path(evaluation_id).name != evaluation_id or not (directory / "evaluation.json").is_file():
+            raise EvaluationNotFound(evaluation_id)
+        return directory
+
+    @property
+    def _judge_name(self) -> str | None:
+        return None if self._judge is None else self._judge.model
 
     def _refuse_second(self) -> None:
         with self._changed:
@@ -368,7 +412,8 @@ class Supervisor:
             if self._active is not None:
                 raise RunActive(self._active)
 
-    def _evaluate_in(self, directory: Path, launch: Launch) -> dict[str, Any]:
+    def _evaluate_in(self, directory: Path, launch: Launch, name: str = "evaluation.json") -> dict[str, Any]:
+        """What the child leaves in the file `name`."""
         handle, launcher = Run(directory), launcher_for(launch)
         job = launcher.start(Work(directory, EVALUATION, launch, self._cpu_count))
         try:
@@ -377,9 +422,10 @@ class Supervisor:
         finally:
             launcher.end(job, directory)
         settled_by = time.monotonic() + launcher.settle_s
-        while handle.evaluation is None and handle.failure is None and time.monotonic() < settled_by:
+        while (result := read_json(directory / name)) is None and handle.failure is None:
+            if time.monotonic() >= settled_by:
+                break
             time.sleep(0.2)
-        result = handle.evaluation
         if result is None:
             raise ChildFailed(reason_of_death(handle, EVALUATION))
         return result
