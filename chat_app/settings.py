@@ -208,7 +208,8 @@ class Settings(BaseModel):
                 raise ValueError("the port must be from 1 to 65535")
             if "@" in parts.netloc or parts.query or parts.fragment:
                 raise ValueError(
-                    "must hold no user, password, query or fragment: the key goes into ZLOOP_REMOTE_KEY (ZLOOP_JUDGE_TOKEN)"
+                    "must hold no user, password, query or fragment: "
+                    "the key goes into ZLOOP_REMOTE_KEY, a judge's into ZLOOP_JUDGE_TOKEN"
                 )
         return urls
 

@@ -25,13 +25,12 @@ def marks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     → {"mean", "turns": {"1": …}, "categories": {…}, "judged", "unreadable"}; means are None where nothing was read.
     """
-    read = [row for row in rows if row["score"] is not None]
     return {
-        "mean": _mean(read),
-        "turns": _means(read, lambda row: str(row["turn"])),
-        "categories": _means(read, lambda row: str(row["category"])),
+        "mean": _mean(rows),
+        "turns": _means(rows, lambda row: str(row["turn"])),
+        "categories": _means(rows, lambda row: str(row["category"])),
         "judged": len(rows),
-        "unreadable": len(rows) - len(read),
+        "unreadable": sum(row["score"] is None for row in rows),
     }
 
 
@@ -127,7 +126,9 @@ def judge_bias(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    return sum(row["score"] for row in rows) / len(rows) if rows else None
+    """Of the marks that were read."""
+    read = [row["score"] for row in rows if row["score"] is not None]
+    return sum(read) / len(read) if read else None
 
 
 def _means(rows: Sequence[Mapping[str, Any]], by: Callable[[Mapping[str, Any]], str]) -> dict[str, float | None]:
