@@ -125,6 +125,8 @@ def test_the_same_commands_through_a_running_server(tmp_path: Path, source: Path
         (("promote", "v7"), "v7"),
         (("rollback",), "nothing to roll back"),
         (("evaluate", "v7"), "v7"),
+        (("evaluate", "v0", "--benchmark", "nonsense"), "The named ones are mt-bench"),
+        (("evaluate", "v0", "--against", "v0", "--benchmark", "mt-bench"), "itself"),
         (("compare", "v0", "v7"), "v7"),
         (("compare", "v0"), "Name at least one other version"),
     ],

@@ -12,6 +12,7 @@ from made_run import evaluation_of, lines_of, made_run
 from feedback_store.durable import write_json
 from trainer import report
 from trainer.report import ensure_report, render, warnings_of, write_report
+from trainer.runs import Run
 
 
 class Cells(HTMLParser):
@@ -64,6 +65,36 @@ def test_its_numbers_are_those_of_the_evaluation(tmp_path: Path) -> None:
         assert reason in page
     for asked in ("ab" * 6, ">182<", ">113<", "zloop train --recipe dpo-lora --seed 7", "accelerate.commands.launch"):
         assert asked in page
+
+
+def lone_evaluation(directory: Path, **more: Any) -> Run:
+    """The directory of an evaluation that was asked for by itself."""
+    directory.mkdir(parents=True)
+    write_json(directory / "evaluation.json", {**evaluation_of(64, 12, 44), **more})
+    return Run(directory)
+
+
+def test_a_lone_evaluation_shows_what_a_run_shows_of_its_own(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    lone = lone_evaluation(tmp_path / "evaluation_1")
+    page = ensure_report(lone)
+    assert page == lone.directory / "report.html"
+    text, own = page.read_text(encoding="utf-8"), render(run)
+    assert Cells(text).rows == Cells(own).rows
+    assert run.verdict is not None
+    for shown in (*run.verdict["reasons"], "It is big.", "&lt;script&gt;x&lt;/script&gt;", "v4 against v3"):
+        assert shown in text
+    assert "zloop evaluate v4 --against v3" in text
+    assert not {"script", "img", "link"} & Cells(text).tags
+
+
+def test_whether_a_judge_is_configured_is_said_once(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    for where in (run, lone_evaluation(tmp_path / "evaluation_1")):
+        for judge, said in ((None, "No judge is configured"), ("big-judge", "A judge is configured (big-judge)")):
+            write_json(where.directory / "evaluation.json", {**evaluation_of(64, 12, 44), "judge": judge})
+            assert render(where).count(said) == 1
+            assert render(where).count(" judge is configured") == 1
 
 
 def test_it_stands_alone(tmp_path: Path) -> None:

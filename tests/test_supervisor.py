@@ -19,10 +19,13 @@ from feedback_store.errors import NotEnoughPreferences
 from feedback_store.mixing import Mix
 from feedback_store.snapshots import Snapshot, freeze, load_snapshot
 from trainer import launch
+from trainer.benchmarks.bench import Asked
+from trainer.benchmarks.words import NO_JUDGE
 from trainer.checkpoints import last_step
 from trainer.errors import (
     BadRecipe,
     BadRunRequest,
+    EvaluationNotFound,
     NotEnoughDisk,
     RunActive,
     RunNotFound,
@@ -131,6 +134,16 @@ def test_a_run_finishes_with_a_verdict_and_a_version(place: Place, supervisor: S
     evaluation = supervisor.evaluate("v1", against="v0")
     assert (evaluation["candidate"], evaluation["champion"]) == ("v1", "v0")
     assert evaluation["wins"] == body["evaluation"]["wins"]
+    report = supervisor.evaluation_directory(evaluation["evaluation_id"]) / "report.html"
+    assert body["verdict"]["reasons"][0] in report.read_text()
+    with pytest.raises(EvaluationNotFound):
+        supervisor.evaluation_directory("../runs")
+    prompts = place.directory / "prompts.txt"
+    prompts.write_text("What is red?\nWhat is blue?\n")
+    benchmark = supervisor.benchmark(Asked(str(prompts), "v1", "v0", max_tokens=8))
+    answered = supervisor.evaluation_directory(benchmark["evaluation_id"])
+    assert "What is blue?" in (answered / "report.html").read_text()
+    assert benchmark["sentences"] == [NO_JUDGE]
     with pytest.raises(VersionNotFound):
         supervisor.evaluate("v7")
     with pytest.raises(BadRunRequest, match="held_out"):

@@ -73,9 +73,10 @@ def render(run: Run) -> str:
     """The page of a run, or of an evaluation or a benchmark that was asked for by itself."""
     if (run.directory / "benchmark.json").is_file():
         return benchmark_page(run.directory)
-    if (run.directory / "config.json").is_file() or run.evaluation is None:
-        return render_page("report.html", _facts(run))
-    return render_page("evaluation.html", _facts_of_evaluation(run.run_id, run.evaluation))
+    evaluation = run.evaluation
+    if evaluation is not None and not (run.directory / "state.json").is_file():  # a run has a state
+        return render_page("evaluation.html", _facts_of_evaluation(run.run_id, evaluation))
+    return render_page("report.html", _facts(run))
 
 
 def _facts_of_evaluation(evaluation_id: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
