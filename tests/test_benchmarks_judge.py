@@ -35,6 +35,8 @@ def requests(count: int) -> list[Messages]:
         ("SCORE: 11", None),
         ("SCORE: 0", None),
         ("SCORE: 7/10", 7.0),
+        ("SCORE: n", None),
+        ("My SCORE: 7 is what I would give on another day.", None),
         ("I like it, seven of ten.", None),
         ("", None),
     ],
@@ -51,6 +53,7 @@ def test_a_mark_is_read_or_it_is_none(text: str, score: float | None) -> None:
         ("BETTER: tie", TIE),
         ("BETTER: 1 was my first thought.\nBETTER: 2", SECOND),
         ("BETTER: 12", None),
+        ("BETTER: 1 or BETTER: 2 or BETTER: TIE", None),
         ("Assistant 1 is better.", None),
     ],
 )

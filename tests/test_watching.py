@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_run import STEPS, lines_of, made_run
+from made_run import STEPS, evaluation_of, lines_of, made_run
 from server import Server, serving
 from typer.testing import CliRunner, Result
 
@@ -69,6 +69,36 @@ def test_the_report_is_a_page_that_may_load_nothing(server: Server, run_id: str)
     assert "sandbox" in policy
     assert f"<h1>{run_id}</h1>" in answer.text
     assert (server.log.parent / "runs" / run_id / "report.html").read_text(encoding="utf-8") == answer.text
+
+
+def test_the_report_of_an_evaluation_is_served_as_runs_reports_are(server: Server) -> None:
+    directory = server.log.parent / "evaluations" / "evaluation_0123456789ab"
+    directory.mkdir(parents=True)
+    write_json(directory / "evaluation.json", {**evaluation_of(64, 12, 44), "judge": None})
+    answer = server.http.get(f"/v1/evaluations/{directory.name}/report")
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "<h1>v4 against v3</h1>" in answer.text
+    assert (directory / "report.html").read_text(encoding="utf-8") == answer.text
+    for unknown in ("evaluation_nope", "..", "%2e%2e%2fruns"):
+        assert server.http.get(f"/v1/evaluations/{unknown}/report").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"benchmark": "nonsense", "version": "v0"}, 400, "The named ones are mt-bench, alpaca-eval, ifeval"),
+        ({"benchmark": "ifeval", "version": "v9"}, 404, "v9"),
+        ({"benchmark": "mt-bench", "version": "v0", "against": "v0"}, 400, "itself"),
+        ({"benchmark": "alpaca-eval", "version": "v0"}, 400, "itself"),
+        ({"benchmark": "mt-bench", "version": "v0", "limit": 0}, 422, "limit"),
+        ({"benchmark": "mt-bench", "version": "v0", "judge": "big"}, 422, "judge"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_asked_is_refused(server: Server, body: Any, status: int, said: str) -> None:
+    answer = server.http.post("/v1/benchmarks", json=body)
+    assert answer.status_code == status
+    assert said in answer.json()["error"]["message"]
 
 
 def test_there_is_no_report_of_a_run_that_goes_on(server: Server) -> None:
