@@ -1,8 +1,10 @@
 """The questions of a benchmark: the layouts they come in, what is refused with which sentence, and where they are."""
 
+import http.server
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -54,6 +56,59 @@ def test_the_other_layouts(tmp_path: Path) -> None:
     lines = tmp_path / "own.txt"
     lines.write_text("What is rain?\n\nWhat is snow?\n")
     assert [one.turns for one in load_questions(str(lines), tmp_path)] == [("What is rain?",), ("What is snow?",)]
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The routes of a hub that a download uses: MT-Bench as one file, AlpacaEval's among others."""
+
+    files: ClassVar = {
+        "HuggingFaceH4/mt_bench_prompts": {"raw/question.jsonl": json.dumps(H4[0]) + "\n"},
+        "tatsu-lab/alpaca_eval": {"alpaca_eval.json": json.dumps(ALPACA), "other_annotations.json": "[]"},
+    }
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body: bool) -> None:
+        bodies = {}
+        for hub_id, files in self.files.items():
+            siblings = [{"rfilename": name} for name in files]
+            described = {"id": hub_id, "sha": "a" * 40, "siblings": siblings, "tags": []}
+            bodies[f"/api/datasets/{hub_id}"] = json.dumps(described)
+            bodies |= {f"/datasets/{hub_id}/resolve/main/{name}": text for name, text in files.items()}
+        body = bodies.get(self.path.partition("?")[0], "").encode()
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"one"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_named_benchmark_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            hub = {"endpoint": f"http://127.0.0.1:{server.server_address[1]}", "cache": tmp_path / "cache"}
+            (mt,) = load_questions("mt-bench", tmp_path, **hub)  # type: ignore[arg-type]
+            (named,) = load_questions("HuggingFaceH4/mt_bench_prompts", tmp_path, **hub)  # type: ignore[arg-type]
+            (alpaca,) = load_questions("alpaca-eval", tmp_path, **hub)  # type: ignore[arg-type]
+            with pytest.raises(BadRunRequest, match="google/IFEval"):
+                load_questions("ifeval", tmp_path, **hub)  # type: ignore[arg-type]
+        finally:
+            server.shutdown()
+            thread.join()
+    assert mt == named
+    assert (mt.turns, alpaca.turns) == (("Two and two?", "And one?"), ("Name a tree.",))
 
 
 def test_a_limit_takes_from_every_category() -> None:

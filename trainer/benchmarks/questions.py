@@ -78,12 +78,15 @@ class Question:
         )
 
 
-def load_questions(benchmark: str, data_dir: Path, limit: int | None = None) -> list[Question]:
+def load_questions(
+    benchmark: str, data_dir: Path, limit: int | None = None, *, endpoint: str | None = None, cache: Path | None = None
+) -> list[Question]:
     """The questions of a named benchmark, a file or a hub id; at most `limit`, taken from all categories in turn.
 
+    `endpoint` and `cache` are the hub's address and the download folder where they are not the usual ones.
     Raises BadRunRequest with what to download and where to put it, or which row is wrong.
     """
-    rows = _rows(benchmark, data_dir)
+    rows = _rows(benchmark, data_dir, endpoint, cache)
     try:
         questions = [_question(benchmark, number, row) for number, row in rows]
     except BadImport as error:
@@ -109,15 +112,19 @@ def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
     return [question for question in questions if question in in_turn]
 
 
-def _rows(benchmark: str, data_dir: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def _rows(
+    benchmark: str, data_dir: Path, endpoint: str | None, cache: Path | None
+) -> Iterable[tuple[int, dict[str, Any]]]:
     source = SOURCES.get(benchmark)
     if source is None:
-        return _file_rows(benchmark)
+        return _file_rows(benchmark, endpoint, cache)
     here = data_dir / FOLDER / source.file
     if here.is_file():
         return _file_rows(str(here))
     try:
-        return open_rows(source.hub_id if source.hub_file is None else str(_hub_file(source.hub_id, source.hub_file)))
+        if source.hub_file is not None:
+            return open_rows(str(_hub_file(source.hub_id, source.hub_file, endpoint, cache)))
+        return open_rows(source.hub_id, endpoint=endpoint, cache=cache)
     except BadImport as error:
         wanted = f"https://huggingface.co/datasets/{source.hub_id}"
         raise BadRunRequest(
@@ -126,13 +133,15 @@ def _rows(benchmark: str, data_dir: Path) -> Iterable[tuple[int, dict[str, Any]]
         ) from error
 
 
-def _file_rows(name: str) -> Iterable[tuple[int, dict[str, Any]]]:
+def _file_rows(
+    name: str, endpoint: str | None = None, cache: Path | None = None
+) -> Iterable[tuple[int, dict[str, Any]]]:
     path = Path(name).expanduser()
     try:
         if path.suffix == ".txt" and path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             return [(number, {"prompt": line}) for number, line in enumerate(lines, start=1) if line.strip()]
-        return open_rows(name)
+        return open_rows(name, endpoint=endpoint, cache=cache)
     except BadImport as error:
         named = ", ".join(SOURCES)
         raise BadRunRequest(f"There is no benchmark {name!r}: {error} The named ones are {named}.") from error
@@ -140,14 +149,15 @@ def _file_rows(name: str) -> Iterable[tuple[int, dict[str, Any]]]:
         raise BadRunRequest(f"{name} cannot be read ({error}). Save it as UTF-8 text, one prompt a line.") from error
 
 
-def _hub_file(hub_id: str, name: str) -> Path:
+def _hub_file(hub_id: str, name: str, endpoint: str | None, cache: Path | None) -> Path:
     """One file of a data set that holds more than its questions. Raises BadImport."""
     from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(hf_hub_download(hub_id, name, repo_type="dataset", etag_timeout=10))
+        found = hf_hub_download(hub_id, name, repo_type="dataset", endpoint=endpoint, cache_dir=cache, etag_timeout=10)
+        return Path(found)
     except (HfHubHTTPError, HTTPError, OSError) as error:
         raise BadImport(hub_id, f"{name} cannot be downloaded ({str(error).strip().partition(chr(10))[0]})") from error
 
