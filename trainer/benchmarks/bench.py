@@ -83,7 +83,8 @@ def run_benchmark(asked: Asked, place: Place) -> dict[str, Any]:
     directory.mkdir(parents=True)
     write_json(directory / "benchmark.json", {**request, "questions": [one.as_dict() for one in questions]})
     answered = place.ask_child(directory)
-    said = _judged(asked, place, questions, answered["answers"])
+    judge = None if asked.benchmark == IFEVAL else place.judge
+    said = _judged(asked, judge, place.data_dir, questions, answered["answers"])
     result = {
         "evaluation_id": directory.name,
         "benchmark": asked.benchmark,
@@ -92,7 +93,7 @@ def run_benchmark(asked: Asked, place: Place) -> dict[str, Any]:
         "questions": len(questions),
         "max_tokens": asked.max_tokens,
         "unanswered": _unanswered(answered["answers"]),
-        "judge": None if place.judge is None else {"model": place.judge.model, "url": place.judge.url},
+        "judge": None if judge is None else {"model": judge.model, "url": judge.url},
         "ifeval": answered["ifeval"],
         **said,
     }
@@ -128,17 +129,19 @@ def _request(asked: Asked, place: Place) -> dict[str, Any]:
 Answers = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def _judged(asked: Asked, place: Place, questions: Sequence[Question], answers: Answers) -> dict[str, Any]:
+def _judged(
+    asked: Asked, judge: Judge | None, data_dir: Path, questions: Sequence[Question], answers: Answers
+) -> dict[str, Any]:
     """{"marks", "marks_apart", "comparison", "judge_bias", "graded", "compared"}; None and empty without a judge."""
     graded: dict[str, list[dict[str, Any]]] = {}
     compared: list[dict[str, Any]] = []
-    if place.judge is not None and asked.benchmark != IFEVAL:
-        kept = Kept(place.data_dir / "evaluations" / KEPT / "judgements.jsonl")
+    if judge is not None:
+        kept = Kept(data_dir / "evaluations" / KEPT / "judgements.jsonl")
         grades = list(_to_grade(questions, answers)) if asked.is_graded else []
         pairs = list(_to_compare(questions, answers)) if asked.against is not None else []
         wanted = [one["messages"] for one in grades]
         wanted += [messages for one in pairs for messages in one["messages"]]
-        texts = iter(place.judge.judge_all(wanted, kept))
+        texts = iter(judge.judge_all(wanted, kept))
         for one in grades:
             said = next(texts)
             row = {key: one[key] for key in ("question_id", "category", "turn")}

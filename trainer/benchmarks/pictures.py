@@ -55,6 +55,7 @@ def bars(series: Series, names: Mapping[str, str], highest: float) -> str:
         axes.set_xlim(0, highest)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
+        axes.set_axisbelow(True)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8)
 
     return as_svg(draw, "bars", (4.6, 1.2 + 0.32 * len(series[CANDIDATE])))
@@ -75,7 +76,7 @@ def radar(series: Series, names: Mapping[str, str]) -> str:
         axes.set_xticks(angles, categories)
         axes.set_ylim(0, 10)
         axes.set_yticks([2, 4, 6, 8])
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=8)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=8)
 
     return as_svg(draw, "radar", (4.6, 4.2))
@@ -94,6 +95,7 @@ def outcomes(categories: Mapping[str, Mapping[str, int]]) -> str:
             left = [before + count for before, count in zip(left, counts, strict=True)]
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
+        axes.set_axisbelow(True)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize=8)
 

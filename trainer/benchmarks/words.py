@@ -58,7 +58,7 @@ def tables(result: Result) -> list[dict[str, Any]]:
         measures = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
         rows = [[key.replace("_", ", "), *(_share(one[key]) for one in every)] for key in measures]
         rows += [
-            [group, *(_share((one["groups"].get(group) or {}).get("strict")) for one in every)]
+            [f"{group}, strict", *(_share((one["groups"].get(group) or {}).get("strict")) for one in every)]
             for group in every[0]["groups"]
         ]
         found.append(
@@ -112,7 +112,9 @@ def _of_comparison(result: Result) -> list[str]:
             + _decided(low, high, 0.5)
         )
     equal = counted["at_equal_length"]
-    if equal is not None:
+    if equal is not None and equal["length_effect"] is None:
+        said.append("The length of the answers tells who won: what it wins at equal length cannot be known.")
+    elif equal is not None:
         low, high = equal["interval"]
         said.append(f"At equal length it wins {equal['win_rate']:.0%} ({low:.0%}–{high:.0%}).")
     elif counted["wins"] + counted["losses"]:
