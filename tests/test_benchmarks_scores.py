@@ -86,6 +86,7 @@ def test_at_equal_length_a_judge_that_counts_characters_says_nothing() -> None:
     rows = [said(n, *(WON if n % 3 else LOST), longer=10 + n if n % 3 else -10 - n) for n in range(30)]
     equal = comparisons(rows)["at_equal_length"]
     assert (equal["win_rate"], equal["interval"]) == (0.5, [0.0, 1.0])
+    assert "what it wins at equal length cannot be known" in " ".join(sentences(result(rows)))
 
 
 def test_at_equal_length_a_judge_that_looks_elsewhere_keeps_its_word() -> None:
