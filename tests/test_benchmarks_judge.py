@@ -30,7 +30,7 @@ def requests(count: int) -> list[Messages]:
     [
         ("Good.\nSCORE: 7", 7.0),
         ("**Score: 8.5**", 8.5),
-        ("SCORE: 3\nNo, on reflection\nSCORE: 4", 4.0),
+        ("SCORE: 3\nNo, on reflection\nSCORE: 4", None),
         ("Score:\n10", 10.0),
         ("SCORE: 11", None),
         ("SCORE: 0", None),
@@ -54,6 +54,7 @@ def test_a_mark_is_read_or_it_is_none(text: str, score: float | None) -> None:
         ("BETTER: 1 was my first thought.\nBETTER: 2", SECOND),
         ("BETTER: 12", None),
         ("BETTER: 1 or BETTER: 2 or BETTER: TIE", None),
+        ("The answer is:\n\nBETTER: 1\nBETTER: 2\nBETTER: TIE", None),  # what SmolLM2-135M wrote
         ("Assistant 1 is better.", None),
     ],
 )

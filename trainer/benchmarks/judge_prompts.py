@@ -63,16 +63,15 @@ def comparing(
 
 
 def read_score(judgement: str) -> float | None:
-    """The mark a judgement ends with; None where there is none from 1 to 10."""
-    found = _SCORE.findall(judgement)
-    score = float(found[-1]) if found else 0.0
-    return score if LOWEST <= score <= HIGHEST else None
+    """The mark of a judgement; None where there is none from 1 to 10, or several."""
+    found = {float(mark) for mark in _SCORE.findall(judgement)}
+    return next(iter(found)) if len(found) == 1 and LOWEST <= min(found) <= HIGHEST else None
 
 
 def read_choice(judgement: str) -> str | None:
-    """FIRST, SECOND or TIE, as a judgement ends; None where it says none of them."""
-    found = _BETTER.findall(judgement)
-    return {"1": FIRST, "2": SECOND, "TIE": TIE}[found[-1].upper()] if found else None
+    """FIRST, SECOND or TIE; None where a judgement says none of them, or several (a small judge lists them all)."""
+    found = {choice.upper() for choice in _BETTER.findall(judgement)}
+    return {"1": FIRST, "2": SECOND, "TIE": TIE}[found.pop()] if len(found) == 1 else None
 
 
 def _known(references: Sequence[str], turn: int) -> list[str]:
