@@ -146,10 +146,11 @@ def test_a_judge_that_always_takes_the_first(data_dir: Path) -> None:
     assert (counted["wins"], counted["ties"], counted["losses"]) == (0, TURNS, 0)
     assert (bias["first_share"], bias["inconsistent_share"]) == (1.0, 1.0)
     assert result["marks"]["candidate"]["mean"] == result["marks"]["champion"]["mean"] == 5.0
-    assert result["marks_apart"] == {"mean": 0.0, "interval": [0.0, 0.0], "questions": 4}
+    assert result["marks_apart"] == {"mean": 0.0, "interval": None, "questions": 4}
     said = " ".join(result["sentences"])
     assert "chose the first place in 100% of the 16 judgements" in said
     assert "take a stronger one" in said
+    assert "marked +0.00 against v0 on 4 questions (each by the same" in said
 
 
 def test_a_judge_that_talks_garbage(data_dir: Path) -> None:

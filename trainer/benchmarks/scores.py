@@ -37,7 +37,8 @@ def marks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def marks_apart(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """How much higher `one` is marked, question by question: {"mean", "interval", "questions"}; None below two.
 
-    A question counts with the mean of the turns that were read for both.
+    A question counts with the mean of the turns that were read for both. Where all differ by the same there is no spread
+    to make an interval of: None.
     """
     from scipy.stats import ttest_1samp
 
@@ -52,7 +53,7 @@ def marks_apart(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, A
         return None
     mean = sum(each) / len(each)
     if len(set(each)) == 1:
-        return {"mean": mean, "interval": [mean, mean], "questions": len(each)}
+        return {"mean": mean, "interval": None, "questions": len(each)}
     bounds = ttest_1samp(each, 0.0).confidence_interval(0.95)
     return {"mean": mean, "interval": [float(bounds.low), float(bounds.high)], "questions": len(each)}
 

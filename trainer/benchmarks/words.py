@@ -79,15 +79,19 @@ def _of_marks(result: Result) -> list[str]:
             if mean is not None and len(one["turns"]) > 1
         )
         said.append(
-            f"{_name(result, side)} gets {one['mean']:.2f} of 10 on {_counted(one['judged'], 'answer')}"
+            f"{_name(result, side)} gets {one['mean']:.2f} of 10 on {_counted(one['judged'] - one['unreadable'], 'answer')}"
             + (f" ({turns})." if turns else ".")
         )
     if apart := result["marks_apart"]:
-        low, high = apart["interval"]
+        interval = apart["interval"]
         said.append(
             f"{result['version']} is marked {apart['mean']:+.2f} against {result['against']} on "
-            f"{_counted(apart['questions'], 'question')} (95% interval {low:+.2f} to {high:+.2f}): "
-            + _decided(low, high, 0.0)
+            f"{_counted(apart['questions'], 'question')} "
+            + (
+                "(each by the same, so there is no interval)."
+                if interval is None
+                else f"(95% interval {interval[0]:+.2f} to {interval[1]:+.2f}): {_decided(*interval, 0.0)}"
+            )
         )
     return said
 
