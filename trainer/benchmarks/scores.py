@@ -37,8 +37,8 @@ def marks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def marks_apart(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """How much higher `one` is marked, question by question: {"mean", "interval", "questions"}; None below two.
 
-    A question counts with the mean of the turns that were read for both. Where all differ by the same there is no spread
-    to make an interval of: None.
+    A question counts with the mean of the turns that were read for both. Where all differ by the same there is no
+    spread to make an interval of: None.
     """
     from scipy.stats import ttest_1samp
 

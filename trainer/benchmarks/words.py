@@ -78,8 +78,9 @@ def _of_marks(result: Result) -> list[str]:
             for turn, mean in one["turns"].items()
             if mean is not None and len(one["turns"]) > 1
         )
+        read = one["judged"] - one["unreadable"]
         said.append(
-            f"{_name(result, side)} gets {one['mean']:.2f} of 10 on {_counted(one['judged'] - one['unreadable'], 'answer')}"
+            f"{_name(result, side)} gets {one['mean']:.2f} of 10 on {_counted(read, 'answer')}"
             + (f" ({turns})." if turns else ".")
         )
     if apart := result["marks_apart"]:
@@ -90,7 +91,7 @@ def _of_marks(result: Result) -> list[str]:
             + (
                 "(each by the same, so there is no interval)."
                 if interval is None
-                else f"(95% interval {interval[0]:+.2f} to {interval[1]:+.2f}): {_decided(*interval, 0.0)}"
+                else f"(95% interval {interval[0]:+.2f} to {interval[1]:+.2f}): {_decided(interval[0], interval[1], 0.0)}"
             )
         )
     return said
