@@ -150,7 +150,7 @@ def test_a_judge_that_always_takes_the_first(data_dir: Path) -> None:
     said = " ".join(result["sentences"])
     assert "chose the first place in 100% of the 16 judgements" in said
     assert "take a stronger one" in said
-    assert "marked +0.00 against v0 on 4 questions (each by the same" in said
+    assert "marked +0.00 against v0 on 4 questions, each by the same" in said
 
 
 def test_a_judge_that_talks_garbage(data_dir: Path) -> None:

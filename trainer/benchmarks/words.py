@@ -84,15 +84,13 @@ def _of_marks(result: Result) -> list[str]:
             + (f" ({turns})." if turns else ".")
         )
     if apart := result["marks_apart"]:
-        interval = apart["interval"]
+        found = "each by the same, so there is no interval."
+        if apart["interval"] is not None:
+            low, high = apart["interval"]
+            found = f"95% interval {low:+.2f} to {high:+.2f}: {_decided(low, high, 0.0)}"
         said.append(
             f"{result['version']} is marked {apart['mean']:+.2f} against {result['against']} on "
-            f"{_counted(apart['questions'], 'question')} "
-            + (
-                "(each by the same, so there is no interval)."
-                if interval is None
-                else f"(95% interval {interval[0]:+.2f} to {interval[1]:+.2f}): {_decided(interval[0], interval[1], 0.0)}"
-            )
+            f"{_counted(apart['questions'], 'question')}, {found}"
         )
     return said
 
