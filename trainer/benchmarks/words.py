@@ -41,8 +41,11 @@ def tables(result: Result) -> list[dict[str, Any]]:
         names = [_name(result, side) for side in sides]
         every = [result["marks"][side] for side in sides]
         rows = [["all", *(one["mean"] for one in every)]]
-        rows += [[f"turn {turn}", *(one["turns"].get(turn) for one in every)] for turn in every[0]["turns"]]
-        rows += [[name, *(one["categories"].get(name) for one in every)] for name in every[0]["categories"]]
+        turns, categories = every[0]["turns"], every[0]["categories"]
+        if len(turns) > 1:
+            rows += [[f"turn {turn}", *(one["turns"].get(turn) for one in every)] for turn in turns]
+        if len(categories) > 1:
+            rows += [[name, *(one["categories"].get(name) for one in every)] for name in categories]
         found.append({"title": "Mean mark, 1 to 10", "head": ["", *names], "rows": rows})
     if result["comparison"]:
         counted = result["comparison"]
