@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import product
 
 import pytest
 
@@ -21,7 +20,8 @@ WAITS = {"watched": replace(QUIET, watched="v3"), "not serving": replace(QUIET, 
 NOTHING_TO_DO = {"champion": replace(QUIET, champion="v4"), "promoted since": replace(QUIET, was_promoted=True)}
 
 
-@pytest.mark.parametrize(("evidence", "approval"), product((VERDICT, TRIAL), ("off", "other")))
+@pytest.mark.parametrize("evidence", [VERDICT, TRIAL], ids=["verdict", "trial"])
+@pytest.mark.parametrize("approval", ["off", "other"])
 @pytest.mark.parametrize("name", [*DOUBTS, *WAITS, *NOTHING_TO_DO, "quiet"])
 def test_every_combination(evidence: Evidence, approval: str, name: str) -> None:
     now = {**DOUBTS, **WAITS, **NOTHING_TO_DO, "quiet": QUIET}[name]

@@ -142,9 +142,9 @@ class _Frame:
 
 
 def _frame(rows: Sequence[Row], found: Mapping[str, Any], size: str) -> _Frame:
-    """From the first of these versions until now; at least an hour."""
+    """From when the first of these versions was made until now; at least an hour."""
     until = _time(found["until"])
-    known = [at for at in map(_at, rows) if at is not None]
+    known = [_time(row["made_at"]) for row in rows if row["made_at"] is not None]
     begin = min([*known, until - timedelta(hours=1)])
     return _Frame(begin, until, WIDTHS[size])
 
