@@ -9,19 +9,21 @@ dismissal is an event of its own, a later promotion is in ``promotions``. Used b
 # ruff: noqa: S608 - only our own column names are put into SQL; values are always parameters
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from feedback_store import rows
 from feedback_store.database import Cursor
-from feedback_store.errors import Conflict, NotFound
+from feedback_store.errors import Conflict
 from feedback_store.records import Proposal
 
 _COLUMNS = "source_id, source, version, champion, outcome, sentence, reason, created_at"
 _PROPOSALS = f"""
     SELECT {", ".join(f"one.{column}" for column in _COLUMNS.split(", "))}, dismissals."by", dismissals.reason,
         dismissals.created_at,
-        (SELECT arg_min(later.version, later.event) FROM promotions AS later WHERE later.event > one.event)
+        (SELECT list(later.version) FROM promotions AS later WHERE later.event > one.event
+            AND later.kind IN ('promote', 'auto'))
     FROM proposals AS one LEFT JOIN dismissals USING (source_id) ORDER BY one.event DESC"""
 
 
@@ -38,27 +40,26 @@ def record_proposal(cursor: Cursor, proposal: Proposal) -> None:
     )  # fmt: skip
 
 
-def load_proposals(cursor: Cursor) -> list[Proposal]:
-    """Everything that was considered, newest first."""
-    return [_proposal(row) for row in cursor.execute(_PROPOSALS).fetchall()]
+def load_proposals(cursor: Cursor, champion: str) -> list[Proposal]:
+    """Everything that was considered, newest first, as it stands with this champion."""
+    return [_proposal(row, champion) for row in cursor.execute(_PROPOSALS).fetchall()]
 
 
-def record_dismissal(cursor: Cursor, version: str, reason: str, by: str, at: datetime) -> None:
-    """Dismiss every open proposal of a version. ``NotFound``."""
-    found = [one for one in load_proposals(cursor) if one.is_open and one.version == version]
-    if not found:
-        raise NotFound("open proposal of", version)
-    for one in found:
+def record_dismissal(cursor: Cursor, dismissed: Sequence[Proposal], reason: str, by: str, at: datetime) -> None:
+    """Dismiss these proposals, which are open."""
+    for one in dismissed:
         cursor.execute(
             'INSERT INTO dismissals (source_id, reason, "by", created_at) VALUES (?, ?, ?, ?)',
             [one.source_id, reason, by, rows.stored_time(at)],
         )
 
 
-def _proposal(row: rows.Row) -> Proposal:
-    source_id, source, version, champion, outcome, sentence, reason, created_at = row[:8]
-    dismissed_by, dismissed_reason, dismissed_at, next_champion = row[8:]
-    considered = Proposal(source_id, source, version, champion, outcome, sentence, reason, rows.loaded_time(created_at))
+def _proposal(row: rows.Row, champion: str) -> Proposal:
+    source_id, source, version, compared_with, outcome, sentence, reason, created_at = row[:8]
+    dismissed_by, dismissed_reason, dismissed_at, promoted_later = row[8:]
+    considered = Proposal(
+        source_id, source, version, compared_with, outcome, sentence, reason, rows.loaded_time(created_at)
+    )
     if considered.outcome != "proposed":
         return replace(considered, state=considered.outcome)
     if dismissed_at is not None:
@@ -66,6 +67,7 @@ def _proposal(row: rows.Row) -> Proposal:
         return replace(
             considered, state="dismissed", ended_by=dismissed_by, ended_reason=dismissed_reason, ended_at=ended_at
         )
-    if next_champion is not None:
-        return replace(considered, state="promoted" if next_champion == considered.version else "overtaken")
-    return considered
+    if version in (promoted_later or ()):
+        return replace(considered, state="promoted")
+    is_overtaken = bool(promoted_later) and champion != compared_with  # one that was gone back from overtakes nothing
+    return replace(considered, state="overtaken") if is_overtaken else considered

@@ -225,8 +225,8 @@ class Proposal:
     """What followed from a verdict or a won trial (``source_id``) that spoke for ``version`` against ``champion``.
 
     ``outcome``: it was proposed to people, promoted by itself, or left. ``reason`` says why it was not promoted by
-    itself, where there was something to say. A proposal is open until somebody dismisses it, or until it, or another
-    version (overtaken), becomes the champion.
+    itself, where there was something to say. A proposal is open until somebody dismisses it, or until its version, or
+    another one (overtaken), is promoted; where people went back from that other one to ``champion``, it is open again.
     """
 
     source_id: str

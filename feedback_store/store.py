@@ -527,12 +527,16 @@ class FeedbackStore:
     def load_proposals(self) -> list[Proposal]:
         """Everything that was considered, newest first, and what became of it."""
         with self._database.read() as cursor:
-            return proposals.load_proposals(cursor)
+            return proposals.load_proposals(cursor, _champions(_load_promotions(cursor))[-1])
 
     def dismiss(self, version: str, *, by: str, reason: str = "") -> None:
         """Dismiss every open proposal of a version. ``NotFound``."""
         with self._database.write() as cursor:
-            proposals.record_dismissal(cursor, version, reason, by, self._clock())
+            known = proposals.load_proposals(cursor, _champions(_load_promotions(cursor))[-1])
+            found = [one for one in known if one.is_open and one.version == version]
+            if not found:
+                raise NotFound("open proposal of", version)
+            proposals.record_dismissal(cursor, found, reason, by, self._clock())
 
     # Live trials
 
