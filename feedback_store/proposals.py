@@ -9,7 +9,7 @@ dismissal is an event of its own, a later promotion is in ``promotions``. Used b
 # ruff: noqa: S608 - only our own column names are put into SQL; values are always parameters
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -21,9 +21,7 @@ from feedback_store.records import Proposal
 _COLUMNS = "source_id, source, version, champion, outcome, sentence, reason, created_at"
 _PROPOSALS = f"""
     SELECT {", ".join(f"one.{column}" for column in _COLUMNS.split(", "))}, dismissals."by", dismissals.reason,
-        dismissals.created_at,
-        (SELECT list(later.version) FROM promotions AS later WHERE later.event > one.event
-            AND later.kind IN ('promote', 'auto'))
+        dismissals.created_at, one.event
     FROM proposals AS one LEFT JOIN dismissals USING (source_id) ORDER BY one.event DESC"""
 
 
@@ -42,7 +40,9 @@ def record_proposal(cursor: Cursor, proposal: Proposal) -> None:
 
 def load_proposals(cursor: Cursor, champion: str) -> list[Proposal]:
     """Everything that was considered, newest first, as it stands with this champion."""
-    return [_proposal(row, champion) for row in cursor.execute(_PROPOSALS).fetchall()]
+    found = cursor.execute(_PROPOSALS).fetchall()
+    promoted = cursor.execute("SELECT event, version FROM promotions WHERE kind IN ('promote', 'auto')").fetchall()
+    return [_proposal(row[:-1], champion, {version for event, version in promoted if event > row[-1]}) for row in found]
 
 
 def record_dismissal(cursor: Cursor, dismissed: Sequence[Proposal], reason: str, by: str, at: datetime) -> None:
@@ -54,9 +54,9 @@ def record_dismissal(cursor: Cursor, dismissed: Sequence[Proposal], reason: str,
         )
 
 
-def _proposal(row: rows.Row, champion: str) -> Proposal:
+def _proposal(row: rows.Row, champion: str, promoted_later: Collection[str]) -> Proposal:
     source_id, source, version, compared_with, outcome, sentence, reason, created_at = row[:8]
-    dismissed_by, dismissed_reason, dismissed_at, promoted_later = row[8:]
+    dismissed_by, dismissed_reason, dismissed_at = row[8:]
     considered = Proposal(
         source_id, source, version, compared_with, outcome, sentence, reason, rows.loaded_time(created_at)
     )
@@ -67,7 +67,7 @@ def _proposal(row: rows.Row, champion: str) -> Proposal:
         return replace(
             considered, state="dismissed", ended_by=dismissed_by, ended_reason=dismissed_reason, ended_at=ended_at
         )
-    if version in (promoted_later or ()):
+    if version in promoted_later:
         return replace(considered, state="promoted")
     is_overtaken = bool(promoted_later) and champion != compared_with  # one that was gone back from overtakes nothing
     return replace(considered, state="overtaken") if is_overtaken else considered
