@@ -20,7 +20,7 @@ from feedback_store.errors import InvalidRecord
 ROLES = ("system", "user", "assistant")
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
 RATINGS = ("up", "down")
-PROMOTION_KINDS = ("promote", "auto", "rollback", "auto-rollback")
+PROMOTION_KINDS = ("promote", "rollback", "auto-rollback", "auto")
 FORWARD = ("promote", "auto")  # the others go back
 PROPOSAL_OUTCOMES = ("proposed", "promoted", "left")
 PROPOSAL_STATES = ("open", "dismissed", "promoted", "overtaken", "left")
