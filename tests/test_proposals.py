@@ -292,18 +292,18 @@ def test_the_page_shows_promotes_and_dismisses(tmp_path: Path) -> None:
             assert "30 wins, 0 ties, 2 losses" in seen[section.shown]
             assert "Its run was started by ann." in seen[section.shown]
             refused = await page.promote_proposed("v1", "ann")
-            assert "ann started the run that made v1, so ann cannot promote it" in refused[page.message]
+            assert "ann started the run that made v1, so ann cannot promote it" in refused[section.message]
             assert "say who you are" in (await page.promote_latest(""))[page.message]
             assert "say who you are" in page.start_practice("shorter")[page.message]
             done = await page.promote_proposed("v1", "ben")
-            assert "v1 answers from now on" in done[page.message]
+            assert "v1 answers from now on" in done[section.message]
             assert not done[section.promote].visible
             assert store.load_promotions()[0].reason.startswith("30 wins")
-            assert "no open proposal of" in page.dismiss_proposed("v1")[page.message]
+            assert "no open proposal of" in page.dismiss_proposed("v1")[section.message]
             assert "v0 answers again" in (await page.roll_back())[page.message]  # needs nobody's approval
             judged(tmp_path, 2)
             await operations.proposals.look()
-            assert "not proposed any more" in page.dismiss_proposed("v2", "ben")[page.message]
+            assert "not proposed any more" in page.dismiss_proposed("v2", "ben")[section.message]
             assert page.look()[section.shown] == ""
 
         served(operations, work)

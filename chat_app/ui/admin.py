@@ -125,9 +125,9 @@ class AdminPage:
         self.cancel.click(self.cancel_run, None, [self.message, *view], **quiet)
         self.resume.click(self.resume_run, None, [self.message, *view], trigger_mode="once", **quiet)
         swapped = [self.message, self.without_room, self.maintenance, *view]
-        proposed = [self.proposals.version, by]
-        self.proposals.promote.click(self.promote_proposed, proposed, swapped, trigger_mode="once", **quiet)
-        self.proposals.dismiss.click(self.dismiss_proposed, proposed, swapped, trigger_mode="once", **quiet)
+        proposed, decided = [self.proposals.version, by], [self.proposals.message, *swapped]
+        self.proposals.promote.click(self.promote_proposed, proposed, decided, trigger_mode="once", **quiet)
+        self.proposals.dismiss.click(self.dismiss_proposed, proposed, decided, trigger_mode="once", **quiet)
         self.promote.click(self.promote_version, [self.version, by], swapped, trigger_mode="once", **quiet)
         self.promote_newest.click(self.promote_latest, [by], swapped, trigger_mode="once", **quiet)
         self.rollback.click(self.roll_back, None, swapped, trigger_mode="once", **quiet)
@@ -260,7 +260,9 @@ class AdminPage:
 
     async def promote_proposed(self, version: str | None, by: str = "") -> Updates:
         """Make the proposed version the champion, for the reason it is proposed for."""
-        return {} if version is None else await self._swap(version, by, self.proposals.sentence_of(version))
+        if version is None:
+            return {}
+        return self._said_above(await self._swap(version, by, self.proposals.sentence_of(version)))
 
     def dismiss_proposed(self, version: str | None, by: str = "") -> Updates:
         """Propose a version no longer."""
@@ -270,7 +272,11 @@ class AdminPage:
                 self.operations.dismiss(version, by=by)
             return version
 
-        return self._acted(dismiss, "{} is not proposed any more; the champion stays.")
+        return self._said_above(self._acted(dismiss, "{} is not proposed any more; the champion stays."))
+
+    def _said_above(self, updates: Updates) -> Updates:
+        """What was said stands beside the buttons of the proposal."""
+        return {**updates, self.proposals.message: updates[self.message], self.message: ""}
 
     async def promote_latest(self, by: str = "") -> Updates:
         """Make the newest run's version the champion."""

@@ -23,6 +23,7 @@ class ProposalSection:
         with gr.Row(elem_id="proposal-buttons"):
             self.promote = gr.Button(visible=False, variant="primary", elem_id="promote-proposed")
             self.dismiss = gr.Button(visible=False, elem_id="dismiss-proposed")
+        self.message = gr.Markdown(elem_id="proposal-message")
         self.version = gr.State(None)
         self.by = gr.Textbox(
             label="Your name", info="Who starts a run does not promote its version.", max_length=256, elem_id="by",

@@ -44,10 +44,10 @@ def test_a_proposal_is_approved_by_another_and_the_next_one_dismissed(browser: B
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         proposed = page.locator("#promote-proposed").inner_text().removeprefix("Promote ")
         page.click("#promote-proposed")
-        expect(page.locator("#message-line")).to_contain_text("say who you are")
+        expect(page.locator("#proposal-message")).to_contain_text("say who you are")
         page.locator("#by").get_by_role("textbox").fill("ben")
         page.click("#promote-proposed")
-        expect(page.locator("#message-line")).to_contain_text(f"{proposed} answers from now on")
+        expect(page.locator("#proposal-message")).to_contain_text(f"{proposed} answers from now on")
         expect(page.locator("#promote-proposed")).to_be_hidden()
         judged(tmp_path, 3, champion=proposed)
     with serving(tmp_path, **given) as server, browser.new_context(base_url=server.url) as context:  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def test_a_proposal_is_approved_by_another_and_the_next_one_dismissed(browser: B
         page.set_default_timeout(SOON)
         page.goto("/admin/")
         page.click("#dismiss-proposed")
-        expect(page.locator("#message-line")).to_contain_text("v3 is not proposed any more")
+        expect(page.locator("#proposal-message")).to_contain_text("v3 is not proposed any more")
         expect(page.locator("#proposals")).to_be_empty()
         expect(page.locator("#strength svg.zl-wide")).to_be_visible()
     with FeedbackStore.open(tmp_path / "store.duckdb") as store:
