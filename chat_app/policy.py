@@ -113,7 +113,7 @@ def _doubt(evidence: Evidence, now: Situation) -> str:
         return f"{version} was compared with {evidence.champion}, and {now.champion} is the champion now."
     if now.is_practised:
         return f"{version} practised a taste on prepared pairs."
-    if now.challenger is not None:
+    if now.challenger is not None and (evidence.source, version) != ("trial", now.challenger):  # its own is over
         return f"{now.challenger} is on live trial, which a promotion of {version} would end."
     return ""
 

@@ -67,7 +67,7 @@ def _proposal(row: rows.Row, champion: str, promoted_later: Collection[str]) -> 
         return replace(
             considered, state="dismissed", ended_by=dismissed_by, ended_reason=dismissed_reason, ended_at=ended_at
         )
-    if version in promoted_later:
+    if version == champion or version in promoted_later:
         return replace(considered, state="promoted")
     is_overtaken = bool(promoted_later) and champion != compared_with  # one that was gone back from overtakes nothing
     return replace(considered, state="overtaken") if is_overtaken else considered

@@ -86,6 +86,12 @@ def test_somebody_else_promotes(started_by: str | None, by: str | None, status: 
         assert f"{started_by} started the run that made v4, so {by} cannot promote it" in refusal[1]
 
 
+def test_a_trial_does_not_stand_in_its_own_way_while_it_is_being_closed() -> None:
+    now = replace(QUIET, challenger="v4")
+    assert decide("auto", "off", TRIAL, now).step is Step.PROMOTE
+    assert decide("auto", "off", VERDICT, now).step is Step.PROPOSE  # people are still voting on it
+
+
 def test_names_of_the_programs_own_are_nobodys() -> None:
     assert person(" ann ") == "ann"
     assert person("  ") is person(None) is None
