@@ -32,7 +32,7 @@ from feedback_store.preferences import HELD_OUT, TRAIN, split_of
 from feedback_store.records import Preference
 from feedback_store.snapshots import freeze
 from trainer.base_model import embedded
-from trainer.cycle import Surroundings, plan_run, run_cycle
+from trainer.cycle import Surroundings, ensure_evaluated, ensure_prepared, ensure_trained, ensure_verdict, plan_run
 from trainer.planning import Planner
 from trainer.runs import Run
 from trainer.versions import Versions
@@ -196,24 +196,26 @@ class House:
         self.sound = self.folder / "sound"
 
     def judge(self, candidate: Candidate) -> dict[str, Any]:
-        """A whole run; what became of it."""
+        """A run up to its verdict, and what became of it; nothing is published."""
         began = time.monotonic()
         snapshot = freeze(candidate.rows(), self.folder / "snapshots", None)
         plan = Planner(self.folder).plan(recipe=candidate.recipe, seed=candidate.seed)
         run = plan_run(plan, snapshot, self.base, self.folder)
         if candidate.noise is not None:
             self._spoil(run, candidate.noise)
-        run_cycle(run, Surroundings(self.versions, lambda: "v0", time.sleep))
+        around = Surroundings(self.versions, lambda: "v0", time.sleep)
+        ensure_prepared(run)
+        ensure_trained(run, around)
+        evaluation = ensure_evaluated(run, snapshot, around)
+        verdict = ensure_verdict(run, evaluation)
         if candidate == SOUND:
             shutil.copytree(run.directory, self.sound, dirs_exist_ok=True)
-        evaluation = run.evaluation
-        assert evaluation is not None
         answers = evaluation.get("answers") or {}
         return {
             "kind": candidate.kind,
             "name": candidate.name,
-            "decision": run.record["verdict"]["decision"],
-            "reasons": run.record["verdict"]["reasons"],
+            "decision": verdict.decision,
+            "reasons": list(verdict.reasons),
             "train_rows": snapshot.train_rows,
             **{key: evaluation[key] for key in ("wins", "ties", "losses", "p_value")},
             "prose": evaluation.get("prose"),
