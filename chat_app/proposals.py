@@ -98,9 +98,10 @@ class Proposals:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     async def look(self) -> bool:
-        """Consider what is new, the newest first; True where something waits."""
+        """Consider what is new; True where something waits. The newest is promoted first, and is proposed last."""
         something_waits = False
-        for evidence in await asyncio.to_thread(self._new):
+        newest_first = await asyncio.to_thread(self._new)
+        for evidence in newest_first if self._policy == "auto" else reversed(newest_first):
             outcome = await self._consider(evidence)
             if outcome.step is Step.WAIT:
                 something_waits = True
