@@ -160,18 +160,21 @@ def create_application(
         await asyncio.to_thread(operations.data.finish_erasures)
         if settings.engine != "remote":  # another's model server is not ours to end
             room.supervisor.lender = EngineLender(operations)
+        room.supervisor.on_end = operations.proposals.wake
         lent = await asyncio.to_thread(room.supervisor.left_paused)
         if lent is not None:
             await slot.pause(*pause_of(lent))
         await asyncio.to_thread(room.supervisor.start)
         starting = asyncio.create_task(start())
         watching = asyncio.create_task(operations.scheduling.watch())
+        deciding = asyncio.create_task(operations.proposals.watch())
         try:
             yield
         finally:
             starting.cancel()
+            deciding.cancel()
             operations.scheduling.stop()
-            await asyncio.gather(starting, watching, return_exceptions=True)
+            await asyncio.gather(starting, watching, deciding, return_exceptions=True)
             await asyncio.to_thread(room.supervisor.stop)
             await operations.close()
 

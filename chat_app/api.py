@@ -28,6 +28,7 @@ from chat_app.health import Readiness
 from chat_app.metrics import CONTENT_TYPE
 from chat_app.operations import Operations, Refused
 from chat_app.prompts import LeftOut
+from chat_app.proposal_api import proposal_routes
 from chat_app.scheduling_api import scheduling_routes
 from chat_app.serving.engine import (
     BadSampling,
@@ -83,7 +84,15 @@ STATUSES: dict[type[Exception], int] = {
 }
 """Which status an error of our own gets; the composition root adds the trainer's."""
 
-TYPES = {400: "bad_request", 404: "not_found", 409: "conflict", 413: "too_long", 422: "invalid", 429: "too_many"}
+TYPES = {
+    400: "bad_request",
+    403: "forbidden",
+    404: "not_found",
+    409: "conflict",
+    413: "too_long",
+    422: "invalid",
+    429: "too_many",
+}
 
 
 class MessageBody(BaseModel):
@@ -155,6 +164,7 @@ class RunBody(Strict):
     strategy: Literal["ddp", "fsdp2", "zero3"] | None = None
     machines: Annotated[int | None, Field(ge=1)] = None
     deadline_minutes: Annotated[float | None, Field(gt=0)] = None
+    by: UserName = None
     dry_run: bool = False
 
 
@@ -166,6 +176,7 @@ class PromoteBody(Strict):
     reason: Annotated[str, Field(max_length=2_000)] = ""
     maintenance: bool = False
     bake: bool = True
+    by: UserName = None
 
 
 class RollbackBody(Strict):
@@ -205,6 +216,7 @@ def create_api(
     app.include_router(watching_routes(operations.watching))
     app.include_router(scheduling_routes(operations))
     app.include_router(trial_routes(operations))
+    app.include_router(proposal_routes(operations))
     app.include_router(_health_routes(operations))
     app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
     _handle_errors(app, {**STATUSES, **statuses})
@@ -462,12 +474,15 @@ def _loop_routes(operations: Operations) -> APIRouter:
 
     @router.post("/runs")
     def start_run(body: RunBody | None = None) -> dict[str, Any]:
-        """Start a retrain; 409 with the active run where one runs. `dry_run`: only show its command, start nothing."""
+        """Start a retrain; 409 with the active run where one runs. `dry_run`: only show its command, start nothing.
+
+        `by`: who asks; needed with ZLOOP_APPROVAL=other.
+        """
         body = body or RunBody()
-        request = body.model_dump(exclude={"dry_run", "practice"})
+        request = body.model_dump(exclude={"dry_run", "practice", "by"})
         if body.dry_run:
             return {"run_id": None, "command": operations.show_command(**request, practice_taste=body.practice)}
-        return operations.start_run(**request, practice_taste=body.practice).as_body()
+        return operations.start_run(**request, practice_taste=body.practice, by=body.by).as_body()
 
     @router.get("/runs")
     def runs() -> dict[str, Any]:
@@ -503,10 +518,11 @@ def _loop_routes(operations: Operations) -> APIRouter:
         """Make a version the champion: started beside, checked, then swapped in without dropping a reply.
 
         With `bake` (the default) it is watched, and taken back by itself where it is clearly worse: GET /v1/baking.
+        `by`: who promotes; with ZLOOP_APPROVAL=other 400 without it, 403 for who started the run of the version.
         """
         body = body or PromoteBody()
         champion, previous = await operations.promote(
-            version, reason=body.reason, maintenance=body.maintenance, bake=body.bake
+            version, reason=body.reason, maintenance=body.maintenance, bake=body.bake, by=body.by
         )
         return {"champion": champion, "previous": previous}
 

@@ -296,6 +296,10 @@ class Baking:
             seen = f"{watch.requests} requests"
         return f"{watch.version} is being watched: {seen}, {'; '.join(trouble) or 'no trouble'}."
 
+    def watched(self) -> str | None:
+        """The version that is being watched now."""
+        return None if self._watch is None or self._watch.state != "watching" else self._watch.version
+
     def taken_back(self) -> dict[str, str]:
         """The versions that were taken back by themselves, with the reason, until a person promotes them again.
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chat_app import data_cli, evaluation_cli, scheduling_cli, trial_cli, watching_cli
+from chat_app import data_cli, evaluation_cli, proposal_cli, scheduling_cli, trial_cli, watching_cli
 from chat_app.cli_tools import Json, connected, refuse, settings, show
+from chat_app.proposal_cli import By
 from chat_app.settings import settings_table
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ app.add_typer(evaluation_cli.app)
 app.add_typer(watching_cli.app)
 app.add_typer(scheduling_cli.app)
 app.add_typer(trial_cli.app)
+app.add_typer(proposal_cli.app)
 
 
 def main() -> None:
@@ -105,9 +107,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would take and whether it fits.")
     ] = False,
+    by: By = None,
     as_json: Json = False,
 ) -> None:
-    """Retrain from the preferences, evaluate, and say whether it got better. Never promotes by itself."""
+    """Retrain from the preferences, evaluate, and say whether it got better. What follows is ZLOOP_POLICY's."""
     request = {
         "recipe": recipe,
         "max_steps": max_steps,
@@ -123,7 +126,7 @@ def train(
     elif show_command:
         _show_command(request, as_json)
     else:
-        _start_and_follow(request, as_json)
+        _start_and_follow({**request, "by": by}, as_json)
 
 
 @app.command()
@@ -139,10 +142,11 @@ def resume(
 def practice(
     taste: Annotated[str, typer.Option(help="shorter, bullets or question.")] = "shorter",
     num_processes: Processes = None,
+    by: By = None,
     as_json: Json = False,
 ) -> None:
     """Teach it a taste: the whole loop in minutes, on prepared pairs kept apart from the real preferences."""
-    _start_and_follow({"practice": taste, "num_processes": num_processes}, as_json)
+    _start_and_follow({"practice": taste, "num_processes": num_processes, "by": by}, as_json)
 
 
 @app.command()
@@ -165,11 +169,12 @@ def promote(
     bake: Annotated[
         bool, typer.Option("--bake/--no-bake", help="Watch it, and go back by itself where it is clearly worse.")
     ] = True,
+    by: By = None,
     as_json: Json = False,
 ) -> None:
     """Make a version the champion. Replies in flight finish on the version they began with."""
     with connected(as_json) as client:
-        body = {"reason": reason, "maintenance": maintenance, "bake": bake}
+        body = {"reason": reason, "maintenance": maintenance, "bake": bake, "by": by}
         result = client.request("POST", f"/v1/versions/{version}/promote", body)
     show(result, as_json, f"The champion is {result['champion']} now; before it was {result['previous']}.")
 

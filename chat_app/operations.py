@@ -22,7 +22,9 @@ from chat_app.baking_watch import Baking, Watch
 from chat_app.data import DataOperations
 from chat_app.metrics import Metrics
 from chat_app.pairs import sentence_after, settle
+from chat_app.policy import NOBODY, POLICY, SCHEDULE, objection, person
 from chat_app.presets import FILE, Preset, load_presets
+from chat_app.proposals import Proposals, Verdicts
 from chat_app.scheduling import Book, Scheduling
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot, SlotPaused
@@ -87,7 +89,7 @@ class RunHandle(Protocol):
     def log_tail(self, n: int) -> list[str]: ...
 
 
-class Trainer(Judge, Protocol):
+class Trainer(Judge, Verdicts, Protocol):
     """The port to the trainer; `trainer.supervisor.Supervisor` fits it."""
 
     @property
@@ -171,6 +173,7 @@ class Status:
     is_paused: bool = False
     watch: str = ""  # how a new champion does, or why the last one was taken back
     taken_back: tuple[str, ...] = ()  # versions that were clearly worse once they answered
+    proposed: tuple[str, ...] = ()  # versions that wait for a person's word
 
 
 class Operations:
@@ -214,7 +217,7 @@ class Operations:
             is_due,
             new_preferences=self._new_preferences,
             active_run=lambda: next((run.run_id for run in self.runs() if run.is_active), None),
-            start=lambda: self.start_run(requested_by="schedule").run_id,
+            start=lambda: self._start_run(requested_by=SCHEDULE).run_id,
         )
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
@@ -223,6 +226,12 @@ class Operations:
             store, trainer, self.answers, self._promoting,
             share=settings.trial_share, max_votes=settings.trial_max_votes, rater=RATER,
         )  # fmt: skip
+        self.proposals = Proposals(
+            settings, store, trainer, slot, baking=self.baking, changing=self._promoting,
+            make_champion=lambda version, reason: self._make_champion(version, "auto", reason, POLICY),
+            challenger=self.trials.challenger, is_practised=self._is_practised,
+        )  # fmt: skip
+        self.trials.on_end = lambda _: self.proposals.wake()
 
     # --- starting and stopping -------------------------------------------------------------------------------------
 
@@ -425,13 +434,24 @@ class Operations:
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
-    def start_run(self, *, practice_taste: str | None = None, requested_by: str = RATER, **request: Any) -> RunHandle:
+    def start_run(self, *, practice_taste: str | None = None, by: str | None = None, **request: Any) -> RunHandle:
         """Start a retrain, or a practice with `practice_taste`. `request`: what `Trainer.start_run` takes.
 
-        Raises what the trainer raises, and StoreError.
+        `by` is who asks; where another person must promote, it may not be left out. Raises what the trainer raises,
+        and StoreError.
         """
+        name = _person(by)
+        if name is None and self.settings.approval == "other":
+            raise Refused(
+                400,
+                "ZLOOP_APPROVAL=other: whoever starts a run does not promote its version, so say who you are: "
+                '{"by": "NAME"} (zloop: --by NAME).',
+            )
+        return self._start_run(practice_taste, requested_by=name or NOBODY, **request)
+
+    def _start_run(self, practice_taste: str | None = None, **request: Any) -> RunHandle:
         self._record_practice(practice_taste)
-        return self._trainer.start_run(**request, practice=practice_taste, requested_by=requested_by)
+        return self._trainer.start_run(**request, practice=practice_taste)
 
     def show_command(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
         """The command of the run that `start_run` would start, to run it by hand; nothing is started. Raises as it."""
@@ -531,28 +551,41 @@ class Operations:
         return rows
 
     async def promote(
-        self, version: str, *, reason: str = "", maintenance: bool = False, bake: bool = True
+        self, version: str, *, reason: str = "", maintenance: bool = False, bake: bool = True, by: str | None = None
     ) -> tuple[str, str]:
         """Make `version` the champion; returns (champion, previous).
 
         Where a model is served: the new engine starts beside the old one, is checked, and only then is the promotion
         recorded and the reference flipped. If anything fails, the old version serves on and nothing is recorded.
         Raises NeedsMaintenance where there is no room for both; with `maintenance` answers wait while one follows the
-        other. With `bake` it is watched from its first answer on, and taken back where it is clearly worse.
+        other. With `bake` it is watched from its first answer on, and taken back where it is clearly worse. `by` is who
+        promotes; with ZLOOP_APPROVAL=other it must be somebody else than who started the run (400 without a name, 403).
         """
+        name = _person(by)
+        if self.settings.approval == "other":
+            started_by = await asyncio.to_thread(self._trainer.started_by, version)
+            refusal = objection(version, started_by, name)
+            if refusal is not None:
+                raise Refused(*refusal)
         async with self._promoting:
             previous = self.champion()
             if version == previous:
                 raise Refused(409, f"{version} is the champion already.")
-            watch = await asyncio.to_thread(self._watch_over, version, previous) if bake else None
-
-            def record() -> None:
-                self._record_promotion(version, "promote", reason)
-                self.baking.begin(watch)
-
-            await self._serve(version, "promote", record, maintenance)
-            self.baking.keep_looking()
+            await self._make_champion(version, "promote", reason, name or NOBODY, maintenance=maintenance, bake=bake)
         return version, previous
+
+    async def _make_champion(
+        self, version: str, kind: str, reason: str, by: str, *, maintenance: bool = False, bake: bool = True
+    ) -> None:
+        """Under the lock `_promoting`. See `promote`."""
+        watch = await asyncio.to_thread(self._watch_over, version, self.champion()) if bake else None
+
+        def record() -> None:
+            self._record_promotion(version, kind, reason, by=by)
+            self.baking.begin(watch)
+
+        await self._serve(version, kind, record, maintenance)
+        self.baking.keep_looking()
 
     async def rollback(self, *, maintenance: bool = False) -> tuple[str, str]:
         """Go back to the champion before this one; returns (champion, previous). `maintenance`: see `promote`."""
@@ -638,6 +671,10 @@ class Operations:
                 raise
             raise NeedsMaintenance(served.version, error, slot.maintenance_limit_s) from error
 
+    def dismiss(self, version: str, *, reason: str = "", by: str | None = None) -> None:
+        """Propose a version no longer. Raises NotFound where it is not proposed."""
+        self.proposals.dismiss(version, by=_person(by) or NOBODY, reason=reason)
+
     def _record_promotion(self, version: str, kind: str, reason: str, *, by: str = RATER) -> None:
         manifest = self._trainer.manifest(version)
         self._store.record_promotion(version, kind=kind, reason=reason, by=by, evaluation=manifest.get("evaluation"))
@@ -671,6 +708,7 @@ class Operations:
             is_paused=self._slot is not None and self._slot.is_paused,
             watch=self.baking.sentence(),
             taken_back=tuple(self.baking.taken_back()),
+            proposed=tuple(one.version for one in self.proposals.open()),
         )
 
     def _serving(self) -> str | None:
@@ -687,6 +725,14 @@ class Operations:
         except Exception as error:  # noqa: BLE001 - the pick is stored; a retrain that cannot start must not hide that
             log.warning("A retrain may be due; the schedule could not be asked: %s", error)
             return None
+
+
+def _person(by: str | None) -> str | None:
+    """The name a request gives, None for none; one of the program's own is refused."""
+    try:
+        return person(by)
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
 
 
 def _first(*values: Number | None) -> Number:

@@ -69,6 +69,16 @@ class Settings(BaseModel):
     baking_s: Annotated[
         float, Field(ge=0, le=86_400, description="Seconds for which a new champion is watched, at least.")
     ] = 60.0
+    policy: Annotated[
+        Literal["manual", "propose", "auto"],
+        Field(description="A version judged better: left to people, `propose`d to them, or promoted (`auto`)."),
+    ] = "manual"
+    approval: Annotated[
+        Literal["off", "other"],
+        Field(
+            description="`other`: only somebody else than who started its run promotes a version; names are asked for."
+        ),
+    ] = "off"
     remote_url: Annotated[
         str | None, Field(description="`remote`: URL of the model server; two, with a comma, for blue/green.")
     ] = None

@@ -31,7 +31,7 @@ from trainer.preflight import Policy
 from trainer.recipe import DEFAULT, PRACTICE, load_recipe, recipe_names
 from trainer.report import ensure_report
 from trainer.room import Room, machine_room
-from trainer.runs import Run
+from trainer.runs import Run, RunState
 from trainer.schedule import Schedule
 from trainer.schedule_book import ScheduleBook
 from trainer.supervisor import Supervisor
@@ -176,8 +176,8 @@ class TrainerRoom:
         """The strength of every version against the base, in the order they were made."""
         from trainer.strength import as_body, fit
 
-        versions = [str(manifest["version"]) for manifest in self.manifests()]
-        return as_body(fit(comparisons, BASE_VERSION, versions), champion, promotions)
+        made = {str(manifest["version"]): manifest["created_at"] for manifest in self.manifests()}
+        return as_body(fit(comparisons, BASE_VERSION, list(made)), champion, promotions, made)
 
     def _canaries(self, version: str) -> tuple[Canary, ...]:
         """How a version began its answers when it was judged; the scripted engine has no weights that could tell."""
@@ -185,6 +185,26 @@ class TrainerRoom:
             return ()
         recorded = self.supervisor.versions.canaries(version)
         return tuple(Canary(tuple(one["messages"]), one["begins"], one["prompt"]) for one in recorded)
+
+    def verdicts(self) -> Sequence[Mapping[str, Any]]:
+        """The runs that ended with the verdict `promote`, newest first."""
+        found = []
+        for run in self.supervisor.runs():
+            record = run.record
+            verdict = record.get("verdict") or {}
+            if record["state"] == RunState.FINISHED and verdict.get("decision") == "promote":
+                made = {"run_id": run.run_id, "version": record["version"], "champion": record["champion"]}
+                found.append({**made, "reasons": verdict["reasons"], "ended_at": record["finished_at"]})
+        return found
+
+    def started_by(self, version: str) -> str | None:
+        """Who started the run that made a version; None for the base, and where the run or its version is gone."""
+        if version == BASE_VERSION:
+            return None
+        try:
+            return self.supervisor.run(self.supervisor.versions.load(version).run_id).config.requested_by
+        except TrainerError:
+            return None
 
     def report(self, run_id: str) -> Path:
         """The report of a run that has ended, written now where it is not there. Raises RunNotFound, BadRunRequest."""

@@ -77,6 +77,7 @@ def strength(as_json: Json = False) -> None:
     with connected(as_json) as client:
         result = client.request("GET", "/v1/strength")
     lines = [result["sentence"], *(f"  {row['version']:<24} {_strength(row)}" for row in result["versions"])]
+    lines += [f"  {one['at'][:16].replace('T', ' ')}  {one['version']} ({one['kind']})" for one in result["events"]]
     show(result, as_json, "\n".join(lines))
 
 

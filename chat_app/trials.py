@@ -17,6 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from chat_app.answers import Answers
@@ -60,7 +61,7 @@ class Judge(Protocol):
     def strength(
         self, comparisons: Sequence[Comparisons], champion: str, promotions: Mapping[str, Sequence[str]]
     ) -> dict[str, Any]:
-        """The body of GET /v1/strength."""
+        """The body of GET /v1/strength, but for what happened when."""
         ...
 
 
@@ -226,7 +227,18 @@ class TrialOperations:
         promotions: dict[str, list[str]] = {}
         for event in self._store.load_promotions():
             promotions.setdefault(event.version, []).append(event.created_at.isoformat(timespec="seconds"))
-        return self._judge.strength(self._store.comparisons(), self._store.champion(), promotions)
+        found = self._judge.strength(self._store.comparisons(), self._store.champion(), promotions)
+        events = [
+            {
+                "at": event.created_at.isoformat(timespec="seconds"),
+                "version": event.version,
+                "previous": event.previous,
+                "kind": event.kind,
+                "reason": event.reason,
+            }
+            for event in self._store.load_promotions()
+        ]
+        return {**found, "events": events, "until": datetime.now(UTC).isoformat(timespec="seconds")}
 
     # --- inside ----------------------------------------------------------------------------------------------------
 

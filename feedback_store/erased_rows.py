@@ -30,13 +30,15 @@ _BATCH_ROWS = 1000
 
 # Tables whose rows belong to a rater; tables of events that stay, without the name; and the texts that are mended.
 _OWNED = ("conversations", "pairs", "generations", "picks", "ratings", "edits", "preferences", "unpaired_preferences")
-_CAUSED = ("promotions", "learning_choices", "trials", "trial_ends")
+_CAUSED = ("promotions", "learning_choices", "trials", "trial_ends", "dismissals")
 _MENDED = {
     "promotions": ("by", "reason", "evaluation"),
     "learning_choices": ("by",),
     "imports": ("source",),
     "trials": ("by", "reason"),
     "trial_ends": ("by", "reason"),
+    "proposals": ("sentence", "reason"),
+    "dismissals": ("by", "reason"),
 }
 # The ids of what goes, in the order in which one needs the other.
 _GONE = {

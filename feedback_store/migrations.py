@@ -209,6 +209,30 @@ MIGRATIONS: tuple[Migration, ...] = (
             "DROP TABLE earlier_promotions",
         ),
     ),
+    Migration(
+        7,
+        "promotions by themselves, and proposals",
+        (
+            "ALTER TABLE promotions RENAME TO earlier_promotions",
+            """CREATE TABLE promotions (
+                version VARCHAR NOT NULL, previous VARCHAR NOT NULL,
+                kind VARCHAR NOT NULL CHECK (kind IN ('promote', 'auto', 'rollback', 'auto-rollback')),
+                reason VARCHAR NOT NULL, "by" VARCHAR NOT NULL, evaluation JSON,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            "INSERT INTO promotions BY NAME SELECT * FROM earlier_promotions",
+            "DROP TABLE earlier_promotions",
+            # One row for each run or trial whose evidence was considered: what followed from it, once and for ever.
+            """CREATE TABLE proposals (
+                source_id VARCHAR PRIMARY KEY, source VARCHAR NOT NULL CHECK (source IN ('verdict', 'trial')),
+                version VARCHAR NOT NULL, champion VARCHAR NOT NULL,
+                outcome VARCHAR NOT NULL CHECK (outcome IN ('proposed', 'promoted', 'left')),
+                sentence VARCHAR NOT NULL, reason VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE TABLE dismissals (
+                source_id VARCHAR PRIMARY KEY, reason VARCHAR NOT NULL, "by" VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+        ),
+    ),
 )
 
 

@@ -20,7 +20,10 @@ from feedback_store.errors import InvalidRecord
 ROLES = ("system", "user", "assistant")
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
 RATINGS = ("up", "down")
-PROMOTION_KINDS = ("promote", "rollback", "auto-rollback")
+PROMOTION_KINDS = ("promote", "rollback", "auto-rollback", "auto")
+FORWARD = ("promote", "auto")  # the others go back
+PROPOSAL_OUTCOMES = ("proposed", "promoted", "left")
+PROPOSAL_STATES = ("open", "dismissed", "promoted", "overtaken", "left")
 TRIAL_ENDS = ("better", "worse", "futile", "max_votes", "stopped", "promoted", "overtaken", "failed")
 IMPORT_SOURCES = (
     "ultrafeedback_raw", "ultrafeedback_binarized", "argilla", "argilla_records", "trl", "hh_rlhf", "kto",
@@ -215,6 +218,41 @@ class Promotion:
         _check_one_of(self, "kind", PROMOTION_KINDS)
         _check_text(self, "reason")
         _check_time(self, "created_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What followed from a verdict or a won trial (``source_id``) that spoke for ``version`` against ``champion``.
+
+    ``outcome``: it was proposed to people, promoted by itself, or left. ``reason`` says why it was not promoted by
+    itself, where there was something to say. A proposal is open until somebody dismisses it, or until its version, or
+    another one (overtaken), is promoted; where people went back from that other one to ``champion``, it is open again.
+    """
+
+    source_id: str
+    source: str
+    version: str
+    champion: str
+    outcome: str
+    sentence: str
+    reason: str
+    created_at: datetime
+    state: str = "open"
+    ended_by: str | None = None
+    ended_reason: str = ""
+    ended_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        _check_named(self, "source_id", "version", "champion")
+        _check_one_of(self, "source", ("verdict", "trial"))
+        _check_one_of(self, "outcome", PROPOSAL_OUTCOMES)
+        _check_one_of(self, "state", PROPOSAL_STATES)
+        _check_text(self, "sentence", "reason", "ended_reason")
+        _check_time(self, "created_at")
+
+    @property
+    def is_open(self) -> bool:
+        return self.state == "open"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from feedback_store import evidence, records, rows, trials
+from feedback_store import evidence, proposals, records, rows, trials
 from feedback_store.agreement import Vote
 from feedback_store.backup import Backup, back_up, list_backups, prune
 from feedback_store.database import Cursor, Database
@@ -38,6 +38,7 @@ from feedback_store.preferences import preference_of, preference_of_edit, split_
 from feedback_store.query import QueryResult, run_query
 from feedback_store.records import (
     BASE_VERSION,
+    FORWARD,
     Candidate,
     Comparisons,
     Conversation,
@@ -50,6 +51,7 @@ from feedback_store.records import (
     PickChoice,
     Preference,
     Promotion,
+    Proposal,
     Rating,
     Trial,
     TrialVote,
@@ -479,14 +481,14 @@ class FeedbackStore:
         by: str,
         evaluation: Mapping[str, object] | None = None,
     ) -> Promotion:
-        """Make ``version`` the champion: ``kind`` is promote; rollback or auto-rollback to ``rollback_target``.
+        """Make ``version`` the champion: ``kind`` is promote or auto; rollback or auto-rollback to ``rollback_target``.
 
         ``Conflict`` for the champion of now, and for a rollback to any other version than the target.
         """
         with self._database.write() as cursor:
             champions = _champions(_load_promotions(cursor))
             promotion = Promotion(version, champions[-1], kind, reason, by, evaluation, self._clock())
-            if kind != "promote" and champions[-2:-1] != [version]:
+            if kind not in FORWARD and champions[-2:-1] != [version]:
                 target = champions[-2] if len(champions) > 1 else "nothing"
                 raise Conflict(
                     f"A rollback from {champions[-1]} leads to {target}, not to {version}. Promote it instead."
@@ -509,6 +511,32 @@ class FeedbackStore:
         """The version a rollback leads to, None where the base is the champion and nothing was before it."""
         champions = _champions(self.load_promotions())
         return champions[-2] if len(champions) > 1 else None
+
+    # Proposals
+
+    def record_proposal(
+        self, source_id: str, *, source: str, version: str, champion: str, outcome: str, sentence: str, reason: str = ""
+    ) -> None:
+        """Keep what followed from a run's verdict or a trial, once (see ``proposals.py``). ``Conflict``."""
+        with self._database.write() as cursor:
+            proposals.record_proposal(
+                cursor,
+                Proposal(source_id, source, version, champion, outcome, sentence, reason, self._clock()),
+            )
+
+    def load_proposals(self) -> list[Proposal]:
+        """Everything that was considered, newest first, and what became of it."""
+        with self._database.read() as cursor:
+            return proposals.load_proposals(cursor, _champions(_load_promotions(cursor))[-1])
+
+    def dismiss(self, version: str, *, by: str, reason: str = "") -> None:
+        """Dismiss every open proposal of a version. ``NotFound``."""
+        with self._database.write() as cursor:
+            known = proposals.load_proposals(cursor, _champions(_load_promotions(cursor))[-1])
+            found = [one for one in known if one.is_open and one.version == version]
+            if not found:
+                raise NotFound("open proposal of", version)
+            proposals.record_dismissal(cursor, found, reason, by, self._clock())
 
     # Live trials
 
@@ -565,7 +593,7 @@ def _champions(promotions: Sequence[Promotion]) -> list[str]:
     """The champions one on top of the other: a promotion puts one on, a rollback takes one off."""
     champions = [BASE_VERSION]
     for promotion in promotions:
-        if promotion.kind == "promote":
+        if promotion.kind in FORWARD:
             champions.append(promotion.version)
         else:
             champions.pop()

@@ -123,6 +123,7 @@ def test_the_same_commands_through_a_running_server(tmp_path: Path, source: Path
         (("train", "--recipe", "nonsense"), "nonsense"),
         (("practice", "--taste", "salty"), "salty"),
         (("promote", "v7"), "v7"),
+        (("dismiss", "v7"), "no open proposal of 'v7'"),
         (("rollback",), "nothing to roll back"),
         (("evaluate", "v7"), "v7"),
         (("evaluate", "v0", "--benchmark", "nonsense"), "The named ones are mt-bench"),

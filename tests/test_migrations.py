@@ -154,3 +154,5 @@ def test_promotions_survive_the_step_that_allows_one_kind_more(tmp_path: Path) -
         assert store.load_promotions()[0].evaluation == {"wins": 3}
         store.record_promotion("v0", kind="auto-rollback", reason="worse", by="baking")
         assert (store.champion(), store.rollback_target()) == ("v0", None)
+        store.record_promotion("v3", kind="auto", reason="better", by="policy")
+        assert (store.champion(), store.rollback_target()) == ("v3", "v0")

@@ -82,7 +82,7 @@ def test_versions_without_a_chain_of_picks_cannot_be_compared() -> None:
     found = fit(counts, "v0", ["v0", "v1", "v2", "v3", "v4"])
     assert [one.version for one in found.strengths] == ["v0", "v1", "v2", "v3", "v4"]
     assert [one.win_rate is None for one in found.strengths] == [False, False, True, True, True]
-    notes = {row["version"]: row["note"] for row in as_body(found, "v4", {})["versions"]}
+    notes = {row["version"]: row["note"] for row in as_body(found, "v4", {}, {})["versions"]}
     assert notes["v2"] == "cannot be compared: nobody has picked between it and another version"
     assert notes["v4"] == "cannot be compared: no chain of picks leads to v0"
     assert "cannot be compared" in sentence(found, "v4")
@@ -108,5 +108,5 @@ def test_many_versions_in_a_row_are_quick_and_in_order() -> None:
     found = fit(voted(truth, list(pairwise(names)), 1500), "v0", names)
     rates = [rate(found, name) for name in names[::6]]
     assert rates == sorted(rates)
-    body = as_body(found, "v29", {"v29": ["2026-11-23T10:00:00+00:00"]})
+    body = as_body(found, "v29", {"v29": ["2026-11-23T10:00:00+00:00"]}, {"v29": "2026-11-22T10:00:00+00:00"})
     assert body["versions"][-1]["promoted_at"] == ["2026-11-23T10:00:00+00:00"]

@@ -95,6 +95,8 @@ def wait_until(what: str, done: Callable[[], object], timeout_s: float = 60) -> 
 
 
 def test_a_run_finishes_with_a_verdict_and_a_version(place: Place, supervisor: Supervisor) -> None:
+    heard: list[bool] = []
+    supervisor.on_end = lambda: heard.append(run.is_finished)
     run = supervisor.start_run(max_steps=2)
     with pytest.raises(RunActive, match=run.run_id) as refused:
         supervisor.start_run()
@@ -127,6 +129,7 @@ def test_a_run_finishes_with_a_verdict_and_a_version(place: Place, supervisor: S
 
     wait_until("the report is there", (run.directory / "report.html").is_file)
     assert ">v1</b>" in (run.directory / "report.html").read_text()
+    wait_until("who decides about it has heard", lambda: heard == [True])
 
     place.champion = "v1"
     with pytest.raises(BadRunRequest, match="itself"):

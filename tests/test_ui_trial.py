@@ -1,12 +1,9 @@
-"""What the trial section says: the card, the proposal, the plot. (Clicks: tests/browser.)"""
+"""What the trial section says: the card. (Clicks: tests/browser.)"""
 
 from typing import Any
 
-import pytest
-
-from chat_app.ui.trial import WORDS, proposal, strength_plot, strength_shown, trial_card
-from feedback_store.records import TRIAL_ENDS, Comparisons
-from trainer.strength import as_body, fit
+from chat_app.ui.trial import WORDS, trial_card
+from feedback_store.records import TRIAL_ENDS
 
 COUNTED = {"wins": 1, "ties": 1, "losses": 2}
 TRIAL: dict[str, Any] = {
@@ -39,39 +36,3 @@ def test_without_a_trial_it_says_what_one_is() -> None:
 
 def test_every_state_has_a_word() -> None:
     assert set(WORDS) == {"running", *TRIAL_ENDS}
-
-
-@pytest.mark.parametrize(
-    ("trial", "champion", "proposed"),
-    [
-        ({**TRIAL, "state": "better"}, "v3", "v4"),
-        ({**TRIAL, "state": "better"}, "v4", None),
-        ({**TRIAL, "state": "better"}, "v2", None),
-        ({**TRIAL, "state": "futile"}, "v3", None),
-        (None, "v3", None),
-    ],
-)
-def test_only_a_better_one_is_proposed_against_the_champion_it_beat(
-    trial: dict[str, Any] | None, champion: str, proposed: str | None
-) -> None:
-    assert proposal(trial, champion) == proposed
-
-
-def test_the_plot_marks_promotions_and_leaves_out_who_cannot_be_compared() -> None:
-    counts = [Comparisons("v1", "v0", 60, 5, 35), Comparisons("v0", "v1", 38, 5, 57)]
-    found = as_body(fit(counts, "v0", ["v0", "v1", "v2"]), "v1", {"v1": ["2026-11-23T10:00:00+00:00"]})
-    shown = strength_shown(found)
-    assert "Yes: v1, the champion, wins 62%" in shown
-    assert "▲ 11-23" in shown
-    assert shown.count("<circle") == 2
-    assert shown.count('class="champion"') == 1
-    assert "Cannot be compared, for want of picks: v2." in shown
-    plot = strength_plot(found["versions"][:2], "v0")
-    assert 'class="even"' in plot
-    assert "v0: 50% (the reference)" in plot
-
-
-def test_without_picks_there_is_a_sentence_and_no_plot() -> None:
-    shown = strength_shown(as_body(fit([], "v0", ["v0", "v1"]), "v0", {}))
-    assert "<svg" not in shown
-    assert "first champion" in shown

@@ -4,7 +4,7 @@
 first byte. `run_cycle` does the rest, in the supervisor's thread. Each stage looks first whether it is done: a server
 that was killed goes on where it was and adopts a child that lives; a dead child is started again (`restarts.py`).
 
-Promotion is not here: people (or a later policy) promote a published version.
+Promotion is not here: people, or the server by its policy, promote a published version.
 """
 
 from __future__ import annotations

@@ -142,8 +142,10 @@ def sentence(found: Fit, champion: str) -> str:
     return f"Not shown yet: {champion}, the champion, wins {rate}, which includes 50%."
 
 
-def as_body(found: Fit, champion: str, promotions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The body of GET /v1/strength. `promotions`: version → the times it became champion."""
+def as_body(
+    found: Fit, champion: str, promotions: Mapping[str, Sequence[str]], made: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """The body of GET /v1/strength. `promotions`: version → the times it became champion; `made`: when it was made."""
     return {
         "sentence": sentence(found, champion),
         "champion": champion,
@@ -160,6 +162,7 @@ def as_body(found: Fit, champion: str, promotions: Mapping[str, Sequence[str]]) 
                 "interval": None if one.interval is None else list(one.interval),
                 "log_strength": one.log_strength,
                 "note": _note(one, found.reference),
+                "made_at": made.get(one.version),
                 "promoted_at": list(promotions.get(one.version, ())),
             }
             for one in found.strengths

@@ -4,7 +4,8 @@
 
 At `start` it adopts what an earlier server left: a run whose child lives goes on, one whose child is dead goes on from
 its last checkpoint, and never a ghost stays. `stop` leaves a child running for the next server.
-Imports no torch. Not covered: automatic promotion, several machines, starting by the clock (`schedule.py` decides).
+Imports no torch. Not covered: promotion (`on_end` tells who decides), several
+machines, starting by the clock (`schedule.py` decides).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Supervisor:
     `cpu_count`: cores to plan with, by default those this process may use. `trackers`: see `trackers.py`. `launcher`,
     `strategy`: those of runs that name none; `launcher_options` are those of each launcher, by its name. `policy`,
     `room`: what `preflight.py` asks. `judge`: who judges answers in benchmarks. `lender`: set before `start` where a
-    model is served beside.
+    model is served beside. `on_end`: set before `start` to hear, in the loop thread, that a run has ended.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Supervisor:
         self._judge = judge
         self._benchmarking = threading.Lock()
         self.lender: Lender | None = None
+        self.on_end: Callable[[], None] | None = None
         self._policy = policy
         self._room = room
         self.data_dir = data_dir.absolute()
@@ -166,6 +168,8 @@ class Supervisor:
                 self._active = None
                 self._changed.notify_all()
             ensure_report(run)
+            if self.on_end is not None:
+                self.on_end()
 
     def _act(self, run: Run) -> None:
         """Bring one run to its end, whatever happens."""

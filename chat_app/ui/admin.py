@@ -17,6 +17,7 @@ from chat_app.ui.command import CommandSection
 from chat_app.ui.curves import LOG_LINES, LiveCurves
 from chat_app.ui.data import DataSection
 from chat_app.ui.preflight import PreflightLine, preflight_line
+from chat_app.ui.proposals import ProposalSection
 from chat_app.ui.schedule import ScheduleSection
 from chat_app.ui.theme import navigation
 from chat_app.ui.trial import TrialSection
@@ -48,6 +49,7 @@ class AdminPage:
 
     def _lay_out(self, page: gr.Blocks) -> None:
         self.bar = gr.HTML(padding=False)
+        self.proposals = ProposalSection(self.operations)
         self.overview = gr.HTML(padding=False, elem_id="overview")
         self.seen = gr.State("")
         with gr.Row():
@@ -106,24 +108,28 @@ class AdminPage:
 
     def _wire(self, page: gr.Blocks) -> None:
         view = [
-            self.bar, self.overview, self.run, *self.curves.components, self.promote_newest,
+            self.bar, *self.proposals.components, self.overview, self.run, *self.curves.components, self.promote_newest,
             self.versions, self.version, self.cancel, self.resume, self.start, self.practise, self.rollback,
             self.seen,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        by = self.proposals.by
         page.load(self.look, None, view, **quiet)
         self.preflight.show_on(page, self.imported, self.versions)
         self.timer.tick(self.look_again, [self.seen], view, **quiet)
         self.start.click(
-            self.start_retrain, [self.recipe, self.steps, self.processes], [self.message, *view], trigger_mode="once",
-            **quiet,
+            self.start_retrain, [self.recipe, self.steps, self.processes, by], [self.message, *view],
+            trigger_mode="once", **quiet,
         )  # fmt: skip
-        self.practise.click(self.start_practice, [self.taste], [self.message, *view], trigger_mode="once", **quiet)
+        self.practise.click(self.start_practice, [self.taste, by], [self.message, *view], trigger_mode="once", **quiet)
         self.cancel.click(self.cancel_run, None, [self.message, *view], **quiet)
         self.resume.click(self.resume_run, None, [self.message, *view], trigger_mode="once", **quiet)
         swapped = [self.message, self.without_room, self.maintenance, *view]
-        self.promote.click(self.promote_version, [self.version], swapped, trigger_mode="once", **quiet)
-        self.promote_newest.click(self.promote_latest, None, swapped, trigger_mode="once", **quiet)
+        proposed, decided = [self.proposals.version, by], [self.proposals.message, *swapped]
+        self.proposals.promote.click(self.promote_proposed, proposed, decided, trigger_mode="once", **quiet)
+        self.proposals.dismiss.click(self.dismiss_proposed, proposed, decided, trigger_mode="once", **quiet)
+        self.promote.click(self.promote_version, [self.version, by], swapped, trigger_mode="once", **quiet)
+        self.promote_newest.click(self.promote_latest, [by], swapped, trigger_mode="once", **quiet)
         self.rollback.click(self.roll_back, None, swapped, trigger_mode="once", **quiet)
         self.maintenance.click(self.swap_in_turn, [self.without_room], swapped, trigger_mode="once", **quiet)
         self.import_.click(
@@ -148,6 +154,7 @@ class AdminPage:
         others = [row["version"] for row in rows if row["version"] != status.champion]
         return {
             self.bar: navigation("Admin", status),
+            **self.proposals.look(),
             self.overview: overview(status, body, self._worth(status)),
             self.run: run_card(body) if body is not None else "",
             **self.curves.look(lines, newest.log_tail(LOG_LINES) if newest is not None else []),
@@ -181,6 +188,7 @@ class AdminPage:
                 status.counts,
                 status.problem,
                 status.watch,
+                self.proposals.fingerprint(),
             )
         )
 
@@ -205,19 +213,21 @@ class AdminPage:
 
     # --- acting ----------------------------------------------------------------------------------------------------
 
-    def start_retrain(self, recipe: str, steps: float | None, processes: float | None) -> Updates:
+    def start_retrain(self, recipe: str, steps: float | None, processes: float | None, by: str = "") -> Updates:
         """Start a run on the real preferences."""
         return self._acted(
             lambda: _named(
-                self.operations.start_run(recipe=recipe, max_steps=_whole(steps), num_processes=_whole(processes))
+                self.operations.start_run(
+                    recipe=recipe, max_steps=_whole(steps), num_processes=_whole(processes), by=by
+                )
             ),
             "Started {}. It goes on when you close this page.",
         )
 
-    def start_practice(self, taste: str) -> Updates:
+    def start_practice(self, taste: str, by: str = "") -> Updates:
         """Start a practice run."""
         return self._acted(
-            lambda: _named(self.operations.start_run(practice_taste=taste)),
+            lambda: _named(self.operations.start_run(practice_taste=taste, by=by)),
             "Practice started as {}. It goes on when you close this page.",
         )
 
@@ -244,24 +254,51 @@ class AdminPage:
         runs = self.operations.runs()
         return next((run for run in runs if run.is_active), runs[0] if runs else None)
 
-    async def promote_version(self, version: str | None) -> Updates:
+    async def promote_version(self, version: str | None, by: str = "") -> Updates:
         """Make the chosen version the champion."""
-        return await self._swap(version) if version else {self.message: "Choose a version first."}
+        return await self._swap(version, by) if version else {self.message: "Choose a version first."}
 
-    async def promote_latest(self) -> Updates:
+    async def promote_proposed(self, version: str | None, by: str = "") -> Updates:
+        """Make the proposed version the champion, for the reason it is proposed for."""
+        if version is None:
+            return {}
+        return self._said_above(await self._swap(version, by, self.proposals.sentence_of(version)))
+
+    def dismiss_proposed(self, version: str | None, by: str = "") -> Updates:
+        """Propose a version no longer."""
+
+        def dismiss() -> str | None:
+            if version is not None:
+                self.operations.dismiss(version, by=by)
+            return version
+
+        return self._said_above(self._acted(dismiss, "{} is not proposed any more; the champion stays."))
+
+    def _said_above(self, updates: Updates) -> Updates:
+        """What was said stands beside the buttons of the proposal."""
+        return {**updates, self.proposals.message: updates[self.message], self.message: ""}
+
+    async def promote_latest(self, by: str = "") -> Updates:
         """Make the newest run's version the champion."""
         versions = [body["version"] for run in self.operations.runs()[:1] if (body := run.as_body())["version"]]
-        return await self.promote_version(versions[0] if versions else None)
+        return await self.promote_version(versions[0] if versions else None, by)
 
     async def roll_back(self) -> Updates:
         """Go back to the champion before."""
         return await self._swap(None)
 
-    async def swap_in_turn(self, asked: tuple[str | None] | None) -> Updates:
+    async def swap_in_turn(self, asked: tuple[str | None, str, str] | None) -> Updates:
         """Do what there was no room for, one model after the other; answers wait meanwhile."""
         return {} if asked is None else await self._swap(*asked, maintenance=True)
 
-    async def _swap(self, version: str | None, *, maintenance: bool = False) -> Updates:
+    async def _swap(
+        self,
+        version: str | None,
+        by: str = "",
+        reason: str = "promoted on the admin page",
+        *,
+        maintenance: bool = False,
+    ) -> Updates:
         """Promote a version, or roll back where it is None; offer to let answers wait where there is no room."""
         asked: dict[Any, Any] = {self.without_room: None, self.maintenance: gr.Button(visible=False)}
         try:
@@ -270,12 +307,15 @@ class AdminPage:
                 said = f"Rolled back: {champion} answers again, instead of {previous}."
             else:
                 champion, previous = await self.operations.promote(
-                    version, reason="promoted on the admin page", maintenance=maintenance
+                    version, reason=reason, maintenance=maintenance, by=by
                 )
                 said = f"{champion} answers from now on; before it was {previous}."
         except NeedsMaintenance as error:
             said = f"**There is no room for two models.** Answers would wait up to {error.limit_s:g} s."
-            asked = {self.without_room: (version,), self.maintenance: gr.Button("Let them wait", visible=True)}
+            asked = {
+                self.without_room: (version, by, reason),
+                self.maintenance: gr.Button("Let them wait", visible=True),
+            }
         except self.refusals as error:
             said = f"**{version} was not promoted.** {error}" if version else f"**Not rolled back.** {error}"
         return self.look() | asked | {self.message: said}
@@ -337,6 +377,8 @@ def next_step(status: Status, run: Mapping[str, Any] | None) -> str:
         return f"watch {run['run_id']} below."
     if run is not None and run["state"] == "failed":
         return "read below why the last run failed, then resume it or start a new one."
+    if status.proposed:
+        return f"promote or dismiss {status.proposed[0]}, which is proposed above."
     if run is not None and run["version"] and run["version"] != status.champion and run["verdict"]:
         decision = "taken back" if run["version"] in status.taken_back else run["verdict"]["decision"]
         steps = {
