@@ -67,7 +67,7 @@ def unpaired_rows(cursor: Cursor) -> list[UnpairedPreference]:
 
 
 def votes(cursor: Cursor) -> list[Vote]:
-    """Every standing word that compares two answers; the item is the first pair that showed these two.
+    """Every standing word that compares two answers, but gold ones; the item is the first pair that showed these two.
 
     Answers are compared without their order and the white space around them.
     """
@@ -83,7 +83,8 @@ def votes(cursor: Cursor) -> list[Vote]:
         FROM standing_picks AS picks JOIN pairs USING (pair_id)
         JOIN candidates AS one ON one.candidate_id = pairs.first_candidate_id
         JOIN candidates AS two ON two.candidate_id = pairs.second_candidate_id
-        WHERE picks.pick <> 'skip' AND trim(one.text) <> trim(two.text) ORDER BY picks.event"""
+        WHERE picks.pick <> 'skip' AND trim(one.text) <> trim(two.text) AND one.version <> 'gold'
+        ORDER BY picks.event"""
     ).fetchall()
     return [Vote(*row) for row in found]
 
