@@ -97,10 +97,12 @@ def _table(cursor: Cursor, sql: str, parameters: dict[str, Any] | None = None) -
 
 def _learning(event: str, asked: str) -> str:
     """Neither who said it, nor who asked, nor their conversation refuses; ``asked`` has the rater and the turn."""
-    return (
-        f"{event}.rater NOT IN ({_REFUSED_RATERS}) AND {asked}.rater NOT IN ({_REFUSED_RATERS}) "
-        f"AND coalesce({asked}.turn_id, '') NOT IN ({_REFUSED_TURNS})"
-    )
+    return f"{event}.rater NOT IN ({_REFUSED_RATERS}) AND {may_be_learned(asked)}"
+
+
+def may_be_learned(asked: str) -> str:
+    """In SQL: neither who asked refuses, nor their conversation; ``asked`` is a table with the rater and the turn."""
+    return f"{asked}.rater NOT IN ({_REFUSED_RATERS}) AND coalesce({asked}.turn_id, '') NOT IN ({_REFUSED_TURNS})"
 
 
 def _edited(cursor: Cursor) -> Iterator[Preference]:

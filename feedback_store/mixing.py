@@ -78,7 +78,7 @@ class Mix:
 
     def as_dict(self) -> dict[str, Any]:
         """The mix as a manifest keeps it."""
-        return asdict(self)
+        return {**asdict(self), "without": list(self.without)}
 
 
 class MixRow(NamedTuple):

@@ -70,24 +70,41 @@ def reliabilities(
     judgements: Iterable[Judgement], gold: Mapping[str, GoldAnswers] | None = None
 ) -> dict[str, Reliability]:
     """Every rater of ``judgements`` and ``gold``, by name. No order of the judgements changes a digit."""
-    gold = gold or {}
-    judged: dict[tuple[Hashable, str], set[bool]] = defaultdict(set)
-    for item, rater, a_is_better in judgements:
-        judged[item, rater].add(a_is_better)
-    raters = {rater for _, rater in judged} | set(gold)
-    by_item: dict[Hashable, dict[str, bool]] = defaultdict(dict)
-    for (item, rater), sides in judged.items():
-        if len(sides) == 1:  # who said both says nothing
-            (by_item[item][rater],) = sides
-    shared = [dict(sorted(said.items())) for said in by_item.values() if len(said) > 1]
-    shared.sort(key=lambda said: sorted(said.items()))
-    accuracy, counted = _estimated(shared, sorted(raters), gold)
-    return {rater: _reliability(accuracy[rater], counted[rater], gold.get(rater)) for rater in sorted(raters)}
+    gold, judgements = gold or {}, list(judgements)
+    raters = sorted({judgement.rater for judgement in judgements} | set(gold))
+    accuracy, counted = _estimated(_shared(judgements), raters, gold)
+    return {rater: _reliability(accuracy[rater], counted[rater], gold.get(rater)) for rater in raters}
+
+
+def agreement_with_others(judgements: Iterable[Judgement]) -> dict[str, tuple[int, int]]:
+    """For each rater: on how many items they agree with the majority of the others, of how many; ties do not count."""
+    agreed: Counter[str] = Counter()
+    compared: Counter[str] = Counter()
+    for said in _shared(judgements):
+        for rater, own in said.items():
+            others = [a for one, a in said.items() if one != rater]
+            if 2 * sum(others) != len(others):
+                compared[rater] += 1
+                agreed[rater] += own == (2 * sum(others) > len(others))
+    return {rater: (agreed[rater], compared[rater]) for rater in sorted(compared)}
 
 
 def weight_of(accuracy: float) -> float:
     """What a row of a rater counts, from 0 to 1 in steps of 0.01."""
     return round(min(1.0, max(0.0, (2 * accuracy - 1) / (2 * PRIOR - 1))), 2)
+
+
+def _shared(judgements: Iterable[Judgement]) -> list[dict[str, bool]]:
+    """What each rater said of every item that two or more of them judged, in an order of its own."""
+    sides: dict[tuple[Hashable, str], set[bool]] = defaultdict(set)
+    for item, rater, a_is_better in judgements:
+        sides[item, rater].add(a_is_better)
+    by_item: dict[Hashable, dict[str, bool]] = defaultdict(dict)
+    for (item, rater), said in sides.items():
+        if len(said) == 1:  # who said both says nothing
+            (by_item[item][rater],) = said
+    shared = [dict(sorted(said.items())) for said in by_item.values() if len(said) > 1]
+    return sorted(shared, key=lambda said: list(said.items()))
 
 
 def _estimated(
