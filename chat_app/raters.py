@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from chat_app.settings import Settings
 from feedback_store.errors import NotFound
-from feedback_store.gold import FILE, load_gold
+from feedback_store.gold import FILE, GoldPair, load_gold
 from feedback_store.rater_tallies import RaterTally
 from feedback_store.records import Pair, now
 from feedback_store.reliability import GoldAnswers, agreement_with_others, reliabilities
@@ -56,7 +56,8 @@ class RaterOperations:
 
         None where none is left. Raises BadGoldPairs where the file cannot be used.
         """
-        gold = [pair for pair in self._gold() if pair.gold_id not in self._store.gold_seen_by(self._rater)]
+        seen = self._store.gold_seen_by(self._rater)
+        gold = [pair for pair in self._gold() if pair.gold_id not in seen]
         others = self._store.load_pairs_to_rate(self._rater)
         if gold and (not others or self._dice.random() < self._settings.gold_share):
             shown = self._dice.choice(gold).as_pair(now(), right_first=self._dice.random() < 0.5)
@@ -82,7 +83,7 @@ class RaterOperations:
             ],
         }
 
-    def _gold(self) -> Sequence[Any]:
+    def _gold(self) -> Sequence[GoldPair]:
         return load_gold(self._settings.data_dir / FILE)
 
     # --- quarantine ------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def gold(as_json: Json = False) -> None:
         f"{row['right']:>4} of {row['answered']:<4} right: {' '.join(row['prompt'].split())[:GOLD_CHARACTERS]}"
         for row in result["pairs"]
     ]
-    none = f"There are no gold pairs. Write some into {result['file']}: a JSON object a line with prompt, chosen, rejected."
+    none = f"There are no gold pairs. Write some into {result['file']}: a line each, with prompt, chosen and rejected."
     show(result, as_json, "\n".join(lines) or none)
 
 
