@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count, islice
@@ -35,6 +36,7 @@ from feedback_store.records import GOLD, Candidate, Message, Pair, PickChoice, n
 from feedback_store.snapshots import freeze, load_preferences, load_snapshot, verify
 from feedback_store.store import FeedbackStore
 from trainer import schedule
+from trainer.sequential import Rules
 
 FIRST, SECOND = PickChoice.FIRST, PickChoice.SECOND
 _TICKS = count()
@@ -241,9 +243,7 @@ def test_votes_cast_in_quarantine_stand_apart_and_earlier_ones_stay(store: Feedb
 def test_a_trial_counts_votes_of_quarantine_apart(tmp_path: Path) -> None:
     publish_symbol_version(tmp_path / "versions", 1, "symbols")
     with house(tmp_path) as (operations, store):
-        trial = store.record_trial(
-            "v1", share=1.0, rules=TrainerRoom.trial_rules(operations._trainer, "v1", "v0", 100), by="local"
-        )
+        trial = store.record_trial("v1", share=1.0, rules=asdict(Rules()), by="local")
         for prompt, rater in (("before", "ann"), ("during", "ann"), ("other", "eve")):
             if prompt == "during":
                 store.record_quarantine("ann", True, reason="", by="local")
