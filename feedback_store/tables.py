@@ -161,10 +161,10 @@ def finished(rows: pa.Table, indexes: Sequence[int], keys: Sequence[str]) -> pa.
 
 
 def weighted(part: pa.Table, weights: Mapping[str, float]) -> pa.Table:
-    """The part with each row's weight multiplied by that of its rater, where they have one above 0."""
+    """The part with each row's weight multiplied by that of its rater, where they have one."""
     if not weights:
         return part
-    by_row = pa.array([weights.get(rater, 1.0) or 1.0 for rater in part["rater"].to_pylist()], pa.float64())
+    by_row = pa.array([weights.get(rater, 1.0) for rater in part["rater"].to_pylist()], pa.float64())
     index = part.schema.get_field_index("weight")
     return part.set_column(index, part.schema.field(index), pc.multiply(part["weight"], by_row))
 
