@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train bench-gate soak-swaps soak-baking clean
+.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train bench-gate bench-candidates bench-retrain soak-swaps soak-baking clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -65,6 +65,12 @@ bench-quantisation: setup-dev  ## which form of the embedded model to serve → 
 
 bench-gate: setup-dev  ## 2,000 simulated live trials of each kind: wrong promotions, votes needed → docs/benchmarks/
 	$(BIN)/python scripts/bench_gate.py
+
+bench-candidates: setup-dev  ## twenty spoiled candidates and honest ones through the whole gate → docs/benchmarks/ (an hour and a half)
+	$(BIN)/python scripts/bench_candidates.py
+
+bench-retrain: setup-dev  ## 200 new picks → trained → evaluated → served: minutes → docs/benchmarks/ (a quarter of an hour or more)
+	$(BIN)/python scripts/bench_retrain.py
 
 clean:           ## remove the environment (never the data directory)
 	rm -rf .venv build *.egg-info

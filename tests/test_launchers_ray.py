@@ -186,4 +186,12 @@ def test_a_job_lives_while_the_cluster_is_away_and_is_gone_when_it_is_unknown(cl
     assert not (tmp_path / "log.txt").exists()
     assert not RayLauncher(cluster).is_alive(Job("ray", "run_x-training-1"), tmp_path)
     assert "the cluster does not know it" in (tmp_path / "log.txt").read_text()
-    RayLauncher(cluster).end(None, tmp_path / "run_x")  # nothing of that name
+    assert RayLauncher(cluster).end(None, tmp_path / "run_x") is None  # nothing of that name
+
+
+def test_what_could_not_be_seen_to_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.launchers.ray.GONE_S", 0.2)
+    (port,) = free_ports(1)
+    said = RayLauncher(f"http://127.0.0.1:{port}").end(Job("ray", "run_x-training-1"), tmp_path)
+    assert said is not None
+    assert "`ray job stop --address http://127.0.0.1" in said

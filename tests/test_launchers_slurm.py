@@ -145,8 +145,16 @@ def test_a_job_that_was_never_noted_is_found_by_its_name(slurm: Path, tmp_path: 
     script.write_text("#!/bin/bash\n" + "".join(f"#SBATCH --{one}\n" for one in directives) + ignore)
     subprocess.run(["sbatch", "--parsable", str(script)], check=True, capture_output=True)
     wait_until("it runs", lambda: len(slurm_stand_in.processes_of("1000")) == 2)
-    SlurmLauncher().end(None, run_dir)
+    assert SlurmLauncher().end(None, run_dir) is None
     assert slurm_stand_in.processes_of("1000") == []
+
+
+def test_what_could_not_be_seen_to_end_is_said(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.launchers.slurm.GONE_S", 0.2)
+    (slurm / "away").touch()
+    assert SlurmLauncher().end(Job("slurm", "1000"), tmp_path) == (
+        "Slurm did not say within 0 s that its job 1000 ended: look with squeue, end it with scancel."
+    )
 
 
 def test_the_script_of_several_machines(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from trainer.base_model import BaseModel
 from trainer.checkpoints import last_step, remove_checkpoints
 from trainer.command import LOCAL, Launch
 from trainer.disk import full_disk
-from trainer.errors import DeadlinePassed, TrainerError
+from trainer.errors import DeadlinePassed, LaunchFailed, TrainerError
 from trainer.launch import available_cores
 from trainer.launchers import EVALUATION, TRAINING, Job, Launcher, Work, job_of, launcher_for
 from trainer.memory import MemoryWatch, training_advice
@@ -229,10 +229,10 @@ def _version(version: str, weights: Path | None) -> dict[str, str | None]:
     return {"version": version, "adapter": str(weights.absolute()) if weights else None}
 
 
-def end_children(run: Run) -> None:
-    """End every process of a run, wherever it runs."""
+def end_children(run: Run) -> str | None:
+    """End every process of a run, wherever it runs. Returns a sentence where some may be left."""
     launch = Launch.of(run.config)
-    launcher_for(launch).end(job_of(run.record, launch.launcher), run.directory)
+    return launcher_for(launch).end(job_of(run.record, launch.launcher), run.directory)
 
 
 def _ensure_result(
@@ -261,7 +261,8 @@ def _ensure_job(run: Run, launcher: Launcher, work: Work) -> Job:
     known = job_of(record, work.launch.launcher)
     if record.get("child") == work.stage and known is not None:
         return known
-    launcher.end(None, run.directory)  # one that an earlier server started but had no time to note
+    if left := launcher.end(None, run.directory):  # one that an earlier server started but had no time to note
+        raise LaunchFailed(f"An earlier child of this run may still write into its directory. {left}")
     job = launcher.start(work)
     run.note(child=work.stage, **job.as_record())
     return job

@@ -105,20 +105,21 @@ def is_alive(pid: int, start_time: float) -> bool:
     return False
 
 
-def kill_tree(pid: int | None, start_time: float | None, run_dir: Path, *, grace_s: float = 5.0) -> None:
-    """End every process of a run: SIGTERM, after `grace_s` SIGKILL. Returns when none is left.
+def kill_tree(pid: int | None, start_time: float | None, run_dir: Path, *, grace_s: float = 5.0) -> list[int]:
+    """End every process of a run: SIGTERM, after `grace_s` SIGKILL. Returns the ids of those left after 10 s more.
 
     Finds them below `pid` and by `run_dir` in their command line, so workers whose launcher is gone are found too.
     """
     doomed = _family(pid, start_time, run_dir)
     if not doomed:
-        return
+        return []
     _signal(doomed, signal.SIGTERM)
     psutil.wait_procs(doomed, timeout=grace_s)
     deadline = time.monotonic() + 10
     while (left := _family(pid, start_time, run_dir, doomed)) and time.monotonic() < deadline:
         _signal(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=1)
+    return [process.pid for process in left]
 
 
 def _start(command: list[str], run_dir: Path, threads: int, device: str) -> Child:

@@ -167,8 +167,7 @@ class Supervisor:
             self._borrow(run)
             run_cycle(run, Surroundings(self.versions, self._champion, self._wait, self._cpu_count))
         except _Cancelled:
-            self._end_processes(run)
-            run.end(RunState.CANCELLED)
+            run.end(RunState.CANCELLED, error=end_children(run))
         except (TrainerError, StoreError) as error:
             self._fail(run, str(error))
         except Exception as error:  # noqa: BLE001 - an edge: our own bug must end one run, not the loop with a ghost
@@ -198,12 +197,8 @@ class Supervisor:
                 raise _Cancelled
 
     def _fail(self, run: Run, reason: str) -> None:
-        self._end_processes(run)
-        run.end(RunState.FAILED, error=reason)
-
-    @staticmethod
-    def _end_processes(run: Run) -> None:
-        end_children(run)
+        left = end_children(run)
+        run.end(RunState.FAILED, error=f"{reason}\n{left}" if left else reason)
 
     # What people ask for
 

@@ -32,6 +32,7 @@ PICKS = (
 )
 REASONS = ("clearer", "correct", "shorter", "tone", "safer")
 LONGEST_MESSAGE = 20_000
+BAR_EVERY_S = 5.0
 STOPPED = "Stopped. What was written so far is kept; Retry asks again."
 LEFT_OUT = "The model reads the newest part of a long conversation. Nothing is lost: the conversation keeps everything."
 WAITING = "Which answer is better? Use a button, or its key."
@@ -61,6 +62,8 @@ class ChatPage:
         self.remembered = gr.BrowserState("", storage_key="zloop-conversation", secret="zephyr-loop")  # noqa: S106
         self.conversation = gr.State("")
         self.pair = gr.State("")
+        self.seen = gr.State("")
+        self.timer = gr.Timer(BAR_EVERY_S)
         with gr.Row(elem_id="layout"):
             with gr.Column(scale=1, min_width=210, elem_id="side"):
                 self.new = gr.Button("+ New", size="sm")
@@ -113,6 +116,7 @@ class ChatPage:
         streaming: dict[str, Any] = {**quiet, "concurrency_limit": None}  # whose turn it is, admission says
 
         page.load(self.open_page, [self.remembered], view, **quiet)
+        self.timer.tick(self.look, [self.seen], [self.bar, self.seen], **quiet)
         sending = gr.on(
             [self.send.click, self.box.submit], self.say,
             [self.box, self.conversation, self.compare, self.pair, self.teach, self.preset], view,
@@ -136,6 +140,11 @@ class ChatPage:
     async def open_page(self, remembered: str) -> Updates:
         """First paint: the conversation this browser had open, where it still exists."""
         return self._shown(remembered) if remembered and self._exists(remembered) else self.open_new()
+
+    def look(self, seen: str) -> tuple[Any, Any]:
+        """The bar as it is now: who answers, what waits, a pause. Nothing where it stands there already."""
+        bar = navigation("Chat", self.operations.status())
+        return (gr.skip(), gr.skip()) if bar == seen else (bar, bar)
 
     def open_new(self) -> Updates:
         """An empty thread; nothing is stored before the first message."""

@@ -237,6 +237,15 @@ def test_a_run_is_started_watched_promoted_and_rolled_back_on_the_admin_page(
     expect(page.locator("#message-line")).to_contain_text("v0 answers again")
 
 
+def test_the_bar_of_an_open_chat_follows_what_others_do(page: Page, server: Server) -> None:
+    before = page.locator(".zl-badge").inner_text()
+    page.locator("#message textarea").fill("half a")
+    pair = server.pair("A question of somebody else", seed=7)
+    server.post("/v1/picks", {"pair_id": pair["pair_id"], "pick": "first"})
+    expect(page.locator(".zl-badge")).not_to_have_text(before, timeout=SOON)
+    expect(page.locator("#message textarea")).to_have_value("half a")
+
+
 def test_a_conversation_can_ask_not_to_be_learned_from(page: Page, server: Server) -> None:
     compare(page, "never")
     page.locator("#teach input").uncheck()

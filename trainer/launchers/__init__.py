@@ -75,8 +75,11 @@ class Launcher(Protocol):
     def is_alive(self, job: Job, run_dir: Path) -> bool:
         """False once the child is gone. True while that cannot be learned: a queue that is away ends no run."""
 
-    def end(self, job: Job | None, run_dir: Path) -> None:
-        """End every process of a run, also one whose job was never noted. Returns when none is left."""
+    def end(self, job: Job | None, run_dir: Path) -> str | None:
+        """End every process of a run, also one whose job was never noted.
+
+        Returns None when none is left, and a sentence where that could not be seen in time.
+        """
 
     def submission(self, work: Work) -> str | None:
         """What is handed to a queue, for a person to read; None where there is no queue."""

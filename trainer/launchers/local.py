@@ -35,8 +35,11 @@ class LocalLauncher:
     def is_alive(self, job: Job, run_dir: Path) -> bool:  # noqa: ARG002 - the port's
         return is_alive(int(job.id), job.start_time or 0.0)
 
-    def end(self, job: Job | None, run_dir: Path) -> None:
-        kill_tree(None if job is None else int(job.id), None if job is None else job.start_time, run_dir)
+    def end(self, job: Job | None, run_dir: Path) -> str | None:
+        left = kill_tree(None if job is None else int(job.id), None if job is None else job.start_time, run_dir)
+        if not left:
+            return None
+        return f"Its processes {', '.join(map(str, left))} could not be killed; they may hang on a disk or a GPU."
 
     def submission(self, work: Work) -> None:  # noqa: ARG002 - the port's
         return None

@@ -80,13 +80,22 @@ class RayLauncher:
                     log.write(f"Ray ended job {job.id}: {said}\n")
         return self._alive
 
-    def end(self, job: Job | None, run_dir: Path) -> None:
+    def end(self, job: Job | None, run_dir: Path) -> str | None:
+        left = []
         for job_id in self._named(run_dir) if job is None else [job.id]:
             began = time.monotonic()
             with contextlib.suppress(httpx.HTTPError):
                 self._request("POST", f"/api/jobs/{job_id}/stop")
             while self._look_at(job_id)[0] and time.monotonic() - began < GONE_S:
                 time.sleep(0.3)
+            if self._look_at(job_id)[0]:
+                left.append(job_id)
+        if not left:
+            return None
+        return (
+            f"Ray did not say within {GONE_S:.0f} s that its job {', '.join(left)} ended: end it with `ray job stop "
+            f"--address {self._address} {left[0]}`."
+        )
 
     def submission(self, work: Work) -> str:
         environment = " ".join(shlex.quote(f"{k}={v}") for k, v in child_environment(_threads(work)).items())

@@ -84,10 +84,10 @@ class SlurmLauncher:
                 _explain(job, state, run_dir)
         return self._alive
 
-    def end(self, job: Job | None, run_dir: Path) -> None:
+    def end(self, job: Job | None, run_dir: Path) -> str | None:
         jobs = [f"--name={run_dir.name}-{stage}" for stage in ("training", "evaluation")] if job is None else [job.id]
         if job is None and not _queued(jobs):
-            return
+            return None
         began = time.monotonic()
         for which in jobs:
             _ask("scancel", which)  # one that waits is gone at once; one that runs gets SIGTERM
@@ -96,6 +96,10 @@ class SlurmLauncher:
                 for which in jobs:
                     _ask("scancel", "--signal=KILL", "--full", which)  # Slurm itself would wait for KillWait, 30 s
             time.sleep(0.5)
+        if not _queued(jobs):
+            return None
+        named = f"its jobs named {run_dir.name}-…" if job is None else f"its job {job.id}"
+        return f"Slurm did not say within {GONE_S:.0f} s that {named} ended: look with squeue, end it with scancel."
 
     def submission(self, work: Work) -> str:
         submit = shlex.join(["sbatch", *self._options, str(work.run_dir.absolute() / f"{work.stage}.sbatch")])

@@ -1,0 +1,114 @@
+"""200 new picks → trained → evaluated → served: how long, on this machine? → docs/benchmarks/retrain.md.
+
+    make bench-retrain                                   (a quarter of an hour or more)
+    python scripts/bench_retrain.py --picks 40 --out -   a look, printed
+
+A real server with the embedded model in a fresh data directory. A simulated person asks the practice prompts over the
+HTTP API, sees two real answers and picks the shorter; then one retrain with the default recipe, its verdict, a
+promotion whatever it says, and the first answer of the new version. The clock runs from the request for the retrain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from server import Server, serving  # noqa: E402
+
+from feedback_store.practice import load_practice  # noqa: E402
+
+REPORT = ROOT / "docs" / "benchmarks" / "retrain.md"
+TARGET_MIN = 15
+WITHIN_S = 3 * 3600
+
+
+def pick(server: Server, prompt: str, seed: int, max_tokens: int) -> list[int]:
+    """One compare turn; the characters of both answers."""
+    pair = server.pair(prompt, seed=seed, max_tokens=max_tokens)
+    lengths = [len(one["text"]) for one in pair["candidates"]]
+    body = {"pair_id": pair["pair_id"], "pick": "first" if lengths[0] <= lengths[1] else "second"}
+    server.post("/v1/picks", body)
+    return lengths
+
+
+def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
+    """The seconds of each part, and the run."""
+    began = time.monotonic()
+    run_id = server.post("/v1/runs")["run_id"]
+    run = server.run_to_its_end(run_id, WITHIN_S)
+    judged = time.monotonic()
+    if run["state"] != "finished":
+        raise SystemExit(f"The run is {run['state']}: {run['error']}")
+    server.post(f"/v1/versions/{run['version']}/promote", {"reason": "measured"})
+    promoted = time.monotonic()
+    answer = server.chat("Why is the sky blue?", max_tokens=1)
+    if answer["model"] != run["version"]:
+        raise SystemExit(f"{answer['model']} answered, not {run['version']}")
+    ended = time.monotonic()
+    return {
+        "the steps of the training": run["preflight"]["actual"]["training_s"],
+        "from the request to the verdict": judged - began,
+        "promotion": promoted - judged,
+        "first answer": ended - promoted,
+        "all of it": ended - began,
+    }, run
+
+
+def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], picks: int) -> str:
+    """The page of docs/benchmarks/."""
+    minutes = spent["all of it"] / 60
+    return "\n".join(
+        [
+            "# From picks to a served version",
+            "",
+            f"`make bench-retrain`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
+            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {picks} compare turns over the "
+            f"HTTP API, the shorter answer picked; an answer has {statistics.median(lengths):.0f} characters (median). "
+            f"The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
+            "",
+            "| part | seconds |",
+            "|---|---|",
+            *(f"| {name} | {seconds:.1f} |" for name, seconds in spent.items()),
+            "",
+            f"**{minutes:.1f} minutes** (target: at most {TARGET_MIN}). {run['version']}: {run['verdict']['decision']}"
+            f". {run['verdict']['reasons'][0]}",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Collect, retrain, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--picks", type=int, default=200)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--out", default=str(REPORT), help="a file, or - to print")
+    given = parser.parse_args()
+    prompts = [one.prompt for one in load_practice()][: given.picks]
+    if len(prompts) < given.picks:
+        parser.error(f"--picks is {given.picks}, there are {len(prompts)} prompts")
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "data") as server:
+        lengths = [
+            length for seed, prompt in enumerate(prompts) for length in pick(server, prompt, seed, given.max_tokens)
+        ]
+        spent, run = retrain(server)
+    text = report(spent, run, lengths, given.picks)
+    if given.out == "-":
+        print(text)
+    else:
+        Path(given.out).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
