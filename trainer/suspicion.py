@@ -88,24 +88,24 @@ def _tests(rater: str, found: Evidence) -> Iterator[_Test]:
     yield _Test(
         rater, wrong, found.gold_answered, 1 - USUAL_RIGHT,
         lambda p: f"{wrong} of {found.gold_answered} gold pairs wrong{_if_guessing(wrong, found.gold_answered)} "
-        f"({_odds(p)} for who is right in {USUAL_RIGHT:.0%}).",
+        f"({_odds(p)} for somebody right in {USUAL_RIGHT:.0%}).",
     )  # fmt: skip
     yield _Test(
         rater, apart, found.compared, 1 - USUAL_AGREEMENT,
         lambda p: f"Against the majority of the others in {apart} of {found.compared} pairs judged in common"
-        f"{_if_guessing(apart, found.compared)} ({_odds(p)} for who agrees in {USUAL_AGREEMENT:.0%}).",
+        f"{_if_guessing(apart, found.compared)} ({_odds(p)} for somebody who agrees in {USUAL_AGREEMENT:.0%}).",
     )  # fmt: skip
     place, most = ("first", found.first) if found.first >= found.second else ("second", found.second)
     decided = found.first + found.second
     yield _Test(
         rater, most, decided, USUAL_PLACE,
-        lambda p: f"{most} of {decided} picks took the {place} answer ({_odds(p)} for who takes it in "
+        lambda p: f"{most} of {decided} picks took the {place} answer ({_odds(p)} for somebody who takes it in "
         f"{USUAL_PLACE:.0%}).",
     )  # fmt: skip
     yield _Test(
         rater, found.fast, found.timed, USUAL_FAST,
         lambda p: f"{found.fast} of {found.timed} picks came within {FAST_S:g} s of the pair, half within "
-        f"{found.median_s:.1f} s ({_odds(p)} for who does so in {USUAL_FAST:.0%}).",
+        f"{found.median_s:.1f} s ({_odds(p)} for somebody who does so in {USUAL_FAST:.0%}).",
     )  # fmt: skip
 
 
@@ -119,4 +119,9 @@ def _if_guessing(wrong: int, of: int) -> str:
 
 
 def _odds(p_value: float) -> str:
-    return "less than one in a million" if p_value < 1e-6 else f"p = {p_value:.2g}"
+    """A p value as a chance, in two digits."""
+    return (
+        "a chance below one in a million"
+        if p_value < 1e-6
+        else f"a chance of one in {float(f'{1 / p_value:.2g}'):,.0f}"
+    )

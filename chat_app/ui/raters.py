@@ -97,15 +97,16 @@ def _line(row: Mapping[str, Any]) -> str:
         f"{effect['wins_without']} : {effect['losses_without']}, p {effect['p_value_without']:.2g}"
     )  # fmt: skip
     cells: Sequence[str] = (
-        row["rater"], state, f"{row['picks']:,}", _share(row["agreement"]), _share(row["gold"]), _share(row["first"]),
+        escape(row["rater"]), escape(state), f"{row['picks']:,}",
+        _share(row["agreement"]), _share(row["gold"]), _share(row["first"]),
         "" if row["median_s"] is None else f"{row['median_s']:.1f}", f"{row['weight']:.2f}",
         f"{row['next_share']:.0%}", without,
     )  # fmt: skip
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _share(found: Mapping[str, Any]) -> str:
     if not found["of"]:
         return ""
     low, high = found["interval"]
-    return f"{found['count']} of {found['of']} ({low:.0%}–{high:.0%})"
+    return f"{found['count']}&nbsp;of&nbsp;{found['of']}<br><small>{low:.0%}–{high:.0%}</small>"
