@@ -144,8 +144,13 @@ def ultrafeedback() -> list[Preference]:
     ]
 
 
+def noisy(level: float) -> Candidate:
+    """The sound candidate with noise on its adapter."""
+    return Candidate("noise", f"noise of {level:g} σ", lambda: honest(PAIRS, 0), noise=level)
+
+
 SPOILED = [
-    *(Candidate("noise", f"noise of {level:g} σ", lambda: honest(PAIRS, 0), noise=level) for level in (1, 2, 4, 8)),
+    *(noisy(level) for level in (8, 16, 32, 64)),
     *(
         Candidate("flipped", f"{share:.0%} of its pairs flipped", lambda share=share: flipped(share, 1))  # type: ignore[misc]
         for share in (0.6, 0.8, 0.9, 1.0)
@@ -172,6 +177,7 @@ HONEST = [
     for wrong in NOISE
     for pairs in SIZES
 ]
+SLIGHT = [noisy(level) for level in (1, 2, 4)]
 SOUND = next(one for one in HONEST if one.name == f"{PAIRS} picks, 0% wrong")
 NOTHING = Candidate("nothing", f"{ULTRAFEEDBACK_PAIRS} UltraFeedback pairs", ultrafeedback, "dpo-lora")
 
@@ -282,6 +288,14 @@ def report(results: dict[str, dict[str, Any]]) -> str:
             for one in spoiled
         ),
         "",
+        "## Noise too small to spoil it",
+        "",
+        "The same noise, less of it: it writes and prefers as the candidate without noise does.",
+        "",
+        f"| what was done {head}",
+        f"|---{rule}",
+        *(f"| {one.name} | {told(results[one.name])} |" for one in SLIGHT if one.name in results),
+        "",
         "## Honest: one taste, some picks wrong",
         "",
         "The picks that are wrong are so in what is learned from and in what is judged on.",
@@ -301,7 +315,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
 
 def wanted(only: str | None) -> Iterator[Candidate]:
     """In the order in which they are judged: what the noise is put on comes first."""
-    for one in (SOUND, *SPOILED, *(one for one in HONEST if one != SOUND), NOTHING):
+    for one in (SOUND, *SPOILED, *SLIGHT, *(one for one in HONEST if one != SOUND), NOTHING):
         if only is None or one.kind == only:
             yield one
 

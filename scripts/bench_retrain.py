@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,21 @@ TARGET_MIN = 15
 WITHIN_S = 3 * 3600
 
 
-def pick(server: Server, prompt: str, seed: int, max_tokens: int) -> list[int]:
-    """One compare turn; the characters of both answers."""
-    pair = server.pair(prompt, seed=seed, max_tokens=max_tokens)
-    lengths = [len(one["text"]) for one in pair["candidates"]]
-    body = {"pair_id": pair["pair_id"], "pick": "first" if lengths[0] <= lengths[1] else "second"}
-    server.post("/v1/picks", body)
-    return lengths
+def collect(server: Server, wanted: int) -> tuple[int, list[int]]:
+    """Compare turns until `wanted` picks teach (answers that were cut do not); the turns, and characters of answers."""
+    lengths: list[int] = []
+    teaching = turns = 0
+    prompts = load_practice()
+    random.Random(0).shuffle(prompts)  # the file begins with what is held out
+    for turns, practice in enumerate(cycle(prompts), start=1):
+        pair = server.pair(practice.prompt, seed=turns)
+        first, second = (len(one["text"]) for one in pair["candidates"])
+        choice = "first" if first <= second else "second"
+        teaching += server.post("/v1/picks", {"pair_id": pair["pair_id"], "pick": choice})["preference_id"] is not None
+        lengths += [first, second]
+        if teaching == wanted:
+            break
+    return turns, lengths
 
 
 def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
@@ -65,7 +75,7 @@ def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
     }, run
 
 
-def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], picks: int) -> str:
+def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], turns: int, picks: int) -> str:
     """The page of docs/benchmarks/."""
     minutes = spent["all of it"] / 60
     return "\n".join(
@@ -73,9 +83,10 @@ def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], pic
             "# From picks to a served version",
             "",
             f"`make bench-retrain`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {picks} compare turns over the "
-            f"HTTP API, the shorter answer picked; an answer has {statistics.median(lengths):.0f} characters (median). "
-            f"The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
+            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {turns} compare turns over the "
+            f"HTTP API, the shorter answer picked, until {picks} picks taught; an answer has "
+            f"{statistics.median(lengths):.0f} characters (median). The recipe is `{run['recipe']}`, one pass: "
+            f"{run['total_steps']} steps.",
             "",
             "| part | seconds |",
             "|---|---|",
@@ -92,18 +103,12 @@ def main() -> None:
     """Collect, retrain, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--picks", type=int, default=200)
-    parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--out", default=str(REPORT), help="a file, or - to print")
     given = parser.parse_args()
-    prompts = [one.prompt for one in load_practice()][: given.picks]
-    if len(prompts) < given.picks:
-        parser.error(f"--picks is {given.picks}, there are {len(prompts)} prompts")
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "data") as server:
-        lengths = [
-            length for seed, prompt in enumerate(prompts) for length in pick(server, prompt, seed, given.max_tokens)
-        ]
+        turns, lengths = collect(server, given.picks)
         spent, run = retrain(server)
-    text = report(spent, run, lengths, given.picks)
+    text = report(spent, run, lengths, turns, given.picks)
     if given.out == "-":
         print(text)
     else:
