@@ -22,13 +22,14 @@ from starlette.types import Receive, Scope, Send
 
 from chat_app.admission import Place
 from chat_app.answers import STOPPED, Asker
-from chat_app.data_api import Strict, data_routes
+from chat_app.data_api import Name, Strict, data_routes
 from chat_app.departures import ClientGone, while_present
 from chat_app.health import Readiness
 from chat_app.metrics import CONTENT_TYPE
-from chat_app.operations import Operations, Refused
+from chat_app.operations import BLIND_SENTENCE, Operations, Refused
 from chat_app.prompts import LeftOut
 from chat_app.proposal_api import proposal_routes
+from chat_app.raters_api import raters_routes
 from chat_app.scheduling_api import scheduling_routes
 from chat_app.serving.engine import (
     BadSampling,
@@ -43,6 +44,7 @@ from chat_app.trial_api import trial_routes
 from chat_app.turns import TurnStream
 from chat_app.watching_api import watching_routes
 from feedback_store.errors import (
+    BadGoldPairs,
     BadImport,
     Conflict,
     InvalidRecord,
@@ -75,6 +77,7 @@ STATUSES: dict[type[Exception], int] = {
     Conflict: 409,
     InvalidRecord: 422,
     BadImport: 400,
+    BadGoldPairs: 409,
     NotEnoughPreferences: 409,
     PushRefused: 409,
     QueryRefused: 400,
@@ -139,6 +142,7 @@ class PickBody(Strict):
     reasons: Annotated[list[str], Field(max_length=20, default_factory=list)]
     comment: Annotated[str | None, Field(max_length=10_000)] = None
     idempotency_key: IdempotencyKey = None
+    reveal: bool = True
 
 
 class RatingBody(Strict):
@@ -165,6 +169,7 @@ class RunBody(Strict):
     machines: Annotated[int | None, Field(ge=1)] = None
     deadline_minutes: Annotated[float | None, Field(gt=0)] = None
     by: UserName = None
+    without: Annotated[list[Name], Field(max_length=1_000)] | None = None
     dry_run: bool = False
 
 
@@ -217,6 +222,7 @@ def create_api(
     app.include_router(scheduling_routes(operations))
     app.include_router(trial_routes(operations))
     app.include_router(proposal_routes(operations))
+    app.include_router(raters_routes(operations))
     app.include_router(_health_routes(operations))
     app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
     _handle_errors(app, {**STATUSES, **statuses})
@@ -419,10 +425,15 @@ def _feedback_routes(operations: Operations) -> APIRouter:
 
     @router.post("/picks")
     def picks(body: PickBody) -> dict[str, Any]:
-        """Settle a pair. The versions are revealed; `preference_id` is null where the pick teaches nothing."""
+        """Settle a pair. The versions are revealed; `preference_id` is null where the pick teaches nothing.
+
+        With `reveal` false, as for pairs of POST /v1/rate, nothing is said of the pair but that the pick is kept.
+        """
         outcome = operations.record_pick(
             body.pair_id, body.pick, body.reasons, body.comment, idempotency_key=body.idempotency_key
         )
+        if outcome.is_gold or not body.reveal:
+            return {"pick_id": outcome.pick.pick_id, "versions": None, "preference_id": None, "message": BLIND_SENTENCE}
         return {
             "pick_id": outcome.pick.pick_id,
             "versions": list(outcome.versions),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chat_app import data_cli, evaluation_cli, proposal_cli, scheduling_cli, trial_cli, watching_cli
+from chat_app import data_cli, evaluation_cli, proposal_cli, raters_cli, scheduling_cli, trial_cli, watching_cli
 from chat_app.cli_tools import Json, connected, refuse, settings, show
 from chat_app.proposal_cli import By
 from chat_app.settings import settings_table
@@ -41,6 +41,7 @@ app.add_typer(watching_cli.app)
 app.add_typer(scheduling_cli.app)
 app.add_typer(trial_cli.app)
 app.add_typer(proposal_cli.app)
+app.add_typer(raters_cli.app)
 
 
 def main() -> None:
@@ -101,6 +102,9 @@ def train(
     deadline_minutes: Annotated[
         float | None, typer.Option(help="Stop it after so long; what was learned is kept, to resume.")
     ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave out every row of this rater; may be given several times.")
+    ] = None,
     show_command: Annotated[
         bool, typer.Option("--show-command", help="Start nothing: print the `accelerate launch` line that would do it.")
     ] = False,
@@ -120,6 +124,7 @@ def train(
         "strategy": strategy,
         "machines": machines,
         "deadline_minutes": deadline_minutes,
+        "without": without,
     }
     if dry_run:
         scheduling_cli.show_preflight(request, as_json)

@@ -25,6 +25,7 @@ from chat_app.pairs import sentence_after, settle
 from chat_app.policy import NOBODY, POLICY, SCHEDULE, objection, person
 from chat_app.presets import FILE, Preset, load_presets
 from chat_app.proposals import Proposals, Verdicts
+from chat_app.raters import RaterJudge, RaterOperations
 from chat_app.scheduling import Book, Scheduling
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot, SlotPaused
@@ -36,6 +37,7 @@ from feedback_store import practice
 from feedback_store.errors import StoreError
 from feedback_store.records import (
     BASE_VERSION,
+    GOLD,
     Conversation,
     Counts,
     Edit,
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 
 TITLE_CHARACTERS = 60
 RATER = "local"
+BLIND_SENTENCE = "Saved, thank you."
 Number = TypeVar("Number", int, float)
 
 
@@ -89,7 +92,7 @@ class RunHandle(Protocol):
     def log_tail(self, n: int) -> list[str]: ...
 
 
-class Trainer(Judge, Verdicts, Protocol):
+class Trainer(Judge, Verdicts, RaterJudge, Protocol):
     """The port to the trainer; `trainer.supervisor.Supervisor` fits it."""
 
     @property
@@ -107,6 +110,7 @@ class Trainer(Judge, Verdicts, Protocol):
         strategy: str | None = None,
         machines: int | None = None,
         deadline_minutes: float | None = None,
+        without: Sequence[str] | None = None,
     ) -> RunHandle: ...
     def prepare_by_hand(self, **request: Any) -> dict[str, Any]: ...
     def command(self, run_id: str) -> dict[str, Any]: ...
@@ -143,12 +147,19 @@ class PickOutcome:
     credit: str | None
 
     @property
+    def is_gold(self) -> bool:
+        """Whether the better answer was known before; the rater is not told."""
+        return GOLD in self.versions
+
+    @property
     def versions(self) -> tuple[str, str]:
         return (self.pair.first.version, self.pair.second.version)
 
     @property
     def sentence(self) -> str:
         """The line a rater reads after the pick."""
+        if self.is_gold:
+            return BLIND_SENTENCE
         said = sentence_after(
             self.pick.pick,
             self.versions,
@@ -222,6 +233,7 @@ class Operations:
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
         self._starting = asyncio.Lock()
+        self.raters = RaterOperations(settings, store, trainer, RATER)
         self.trials = TrialOperations(
             store, trainer, self.answers, self._promoting,
             share=settings.trial_share, max_votes=settings.trial_max_votes, rater=RATER,
@@ -402,7 +414,7 @@ class Operations:
             pair_id, pick, reasons=reasons, comment=comment, rater=RATER, idempotency_key=idempotency_key
         )
         pair = self._store.load_pair(pair_id)
-        if pair.turn_id is not None:
+        if pair.turn_id is not None and pair.rater == RATER:
             picked = (pair.first, pair.second)[settle(kept.pick)]
             self._store.record_answer(pair.turn_id, picked.candidate_id)
         self.trials.voted(pair)
@@ -440,6 +452,7 @@ class Operations:
         `by` is who asks; where another person must promote, it may not be left out. Raises what the trainer raises,
         and StoreError.
         """
+        self.raters.require_known(request.get("without"))
         name = _person(by)
         if name is None and self.settings.approval == "other":
             raise Refused(
@@ -455,6 +468,7 @@ class Operations:
 
     def show_command(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
         """The command of the run that `start_run` would start, to run it by hand; nothing is started. Raises as it."""
+        self.raters.require_known(request.get("without"))
         self._record_practice(practice_taste)
         return self._trainer.prepare_by_hand(**request, practice=practice_taste, requested_by=RATER)
 
@@ -468,6 +482,7 @@ class Operations:
 
     def preflight(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
         """What a run would take, and whether it fits; nothing is started. Raises what `start_run` raises."""
+        self.raters.require_known(request.get("without"))
         self._record_practice(practice_taste)
         return self._trainer.preflight(**request, practice=practice_taste)
 

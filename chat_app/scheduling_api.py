@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from chat_app.data_api import Strict
+from chat_app.data_api import Name, Strict
 from chat_app.operations import RATER, Operations
 
 Text = Annotated[str | None, Field(max_length=200)]
@@ -22,6 +22,7 @@ class PreflightBody(Strict):
     max_steps: Annotated[int | None, Field(ge=1)] = None
     num_processes: Annotated[int | None, Field(ge=1)] = None
     practice: str | None = None
+    without: Annotated[list[Name], Field(max_length=1_000)] | None = None
 
 
 class ScheduleBody(Strict):
@@ -61,6 +62,7 @@ def scheduling_routes(operations: Operations) -> APIRouter:
             max_steps=body.max_steps,
             num_processes=body.num_processes,
             practice_taste=body.practice,
+            without=body.without,
         )
 
     return router

@@ -193,6 +193,9 @@ class Settings(BaseModel):
     trial_max_votes: Annotated[
         int, Field(ge=1, le=100_000, description="Votes after which a live trial ends undecided.")
     ] = 1000
+    gold_share: Annotated[
+        float, Field(ge=0, le=1, description="Share of the pairs on the page *Rate* that are gold pairs.")
+    ] = 0.2
     scripted_delay_s: Annotated[
         float, Field(ge=0, le=10, description="Seconds between two words of the `scripted` engine.")
     ] = 0.0

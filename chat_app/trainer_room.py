@@ -1,5 +1,6 @@
 """The trainer as `Operations` sees it: the supervisor, the versions on disk, the base. Part of the composition root."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,8 +14,10 @@ from chat_app.serving.engine import Canary, ServedVersion
 from chat_app.serving.memory import available_bytes, total_bytes
 from chat_app.settings import Settings, SettingsError
 from feedback_store import snapshots
+from feedback_store.errors import NotEnoughPreferences
 from feedback_store.evaluation_prompts import FOLDER, load_evaluation_prompts
 from feedback_store.mixing import RATINGS, Mix
+from feedback_store.preferences import TRAIN
 from feedback_store.records import BASE_VERSION, Comparisons, UnpairedPreference
 from feedback_store.store import FeedbackStore
 from trainer.benchmarks.bench import Asked
@@ -179,6 +182,42 @@ class TrainerRoom:
         made = {str(manifest["version"]): manifest["created_at"] for manifest in self.manifests()}
         return as_body(fit(comparisons, BASE_VERSION, list(made)), champion, promotions, made)
 
+    # --- raters ------------------------------------------------------------------------------------------------------
+
+    def next_rows(self) -> Mapping[str | None, int]:
+        """How many train rows of whom a snapshot of now has, as the default recipe mixes it."""
+        mix = load_recipe(DEFAULT, self.supervisor.own_recipes).mix(seed=0)
+        try:
+            parts = preview(self._settings, self._store, None, mix)
+        except NotEnoughPreferences:
+            return {}
+        return Counter(parts[TRAIN]["rater"].to_pylist())
+
+    def last_effects(self) -> Mapping[str, Any] | None:
+        """What the newest evaluation of real preferences says without each rater."""
+        for run in self.supervisor.runs():
+            evaluation = run.evaluation if run.config.practice is None else None
+            if evaluation is not None and "raters" in evaluation:
+                named = {"run_id": run.run_id, "version": evaluation["candidate"], "champion": evaluation["champion"]}
+                return {**named, "raters": evaluation["raters"]}
+        return None
+
+    def suspect(self, evidence: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        """Shares with intervals, and what looks suspicious."""
+        from trainer.suspicion import Evidence, share_of, suspicions
+
+        found = {rater: Evidence(**counted) for rater, counted in evidence.items()}
+        sentences = suspicions(found)
+        return {
+            rater: {
+                "gold": share_of(one.gold_right, one.gold_answered),
+                "agreement": share_of(one.agreed, one.compared),
+                "first": share_of(one.first, one.first + one.second),
+                "suspicions": sentences[rater],
+            }
+            for rater, one in found.items()
+        }
+
     def _canaries(self, version: str) -> tuple[Canary, ...]:
         """How a version began its answers when it was judged; the scripted engine has no weights that could tell."""
         if self._settings.engine == "scripted":
@@ -340,6 +379,7 @@ def freeze(settings: Settings, store: FeedbackStore, practice_taste: str | None,
             evaluation_prompts=load_evaluation_prompts(settings.data_dir / FOLDER),
             redact=settings.redact,
             ratings=_ratings(store, practice_taste, mix),
+            standing=store.standing(),
         )
 
 
@@ -350,7 +390,9 @@ def preview(
     prompts = load_evaluation_prompts(settings.data_dir / FOLDER)
     rows = store.training_rows(practice_taste)
     rated = _ratings(store, practice_taste, mix)
-    return snapshots.preview(rows, practice_taste, mix, evaluation_prompts=prompts, redact=False, ratings=rated)
+    return snapshots.preview(
+        rows, practice_taste, mix, evaluation_prompts=prompts, redact=False, ratings=rated, standing=store.standing()
+    )
 
 
 def _ratings(store: FeedbackStore, practice_taste: str | None, mix: Mix) -> Sequence[UnpairedPreference]:

@@ -291,8 +291,9 @@ class TrialOperations:
                 await self._answers.slot.release(version)
 
     def _evidence(self, trial: Trial) -> dict[str, Any]:
-        """What the votes so far are and say, as it is kept at the end."""
-        votes = self._store.trial_votes(trial.trial_id)
+        """What the votes so far are and say, as it is kept at the end; those cast in quarantine do not count."""
+        cast = self._store.trial_votes(trial.trial_id)
+        votes = [vote for vote in cast if not vote.is_apart]
         counted = _counted(votes)
         look = self._judge.look(
             counted["wins"], counted["ties"], counted["losses"], trial.rules, (trial.challenger, trial.champion)
@@ -304,6 +305,7 @@ class TrialOperations:
             "shown_first": _counted([vote for vote in votes if vote.challenger_first]),
             "shown_second": _counted([vote for vote in votes if not vote.challenger_first]),
             "by_who_trained_it": None if trained is None else _counted([one for one in votes if one.rater in trained]),
+            "by_quarantined": _counted([vote for vote in cast if vote.is_apart]),
             "by_others": None if trained is None else _counted([one for one in votes if one.rater not in trained]),
         }
 

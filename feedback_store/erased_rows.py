@@ -29,8 +29,11 @@ ERASED = "erased"
 _BATCH_ROWS = 1000
 
 # Tables whose rows belong to a rater; tables of events that stay, without the name; and the texts that are mended.
-_OWNED = ("conversations", "pairs", "generations", "picks", "ratings", "edits", "preferences", "unpaired_preferences")
-_CAUSED = ("promotions", "learning_choices", "trials", "trial_ends", "dismissals")
+_OWNED = (
+    "conversations", "pairs", "generations", "picks", "ratings", "edits", "preferences", "unpaired_preferences",
+    "quarantines",
+)  # fmt: skip
+_CAUSED = ("promotions", "learning_choices", "trials", "trial_ends", "dismissals", "quarantines")
 _MENDED = {
     "promotions": ("by", "reason", "evaluation"),
     "learning_choices": ("by",),
@@ -39,6 +42,7 @@ _MENDED = {
     "trial_ends": ("by", "reason"),
     "proposals": ("sentence", "reason"),
     "dismissals": ("by", "reason"),
+    "quarantines": ("by", "reason"),
 }
 # The ids of what goes, in the order in which one needs the other.
 _GONE = {
@@ -84,6 +88,7 @@ _ROWS = {
     "unpaired_preferences": "rater IN (FROM gone_raters) OR unpaired_id IN (FROM gone_contents)",
     "learning_choices": """(scope = 'rater' AND subject IN (FROM gone_raters))
         OR (scope = 'conversation' AND subject IN (FROM gone_conversations))""",
+    "quarantines": "rater IN (FROM gone_raters)",
 }
 _PROMPTS = """
     SELECT prompt FROM pairs WHERE pair_id IN (FROM gone_pairs)

@@ -46,6 +46,7 @@ from feedback_store.erased_rows import (
 from feedback_store.errors import InvalidRecord, NotFound, StoreDamaged
 from feedback_store.records import LEARNING_SCOPES
 from feedback_store.rows import stored_time
+from feedback_store.snapshots import forget
 from feedback_store.traces import Traces, betrays, blank_lines, mend_json, mended_text, parquet_holds
 
 _LINES = (".log", ".txt", ".jsonl", ".md")
@@ -274,6 +275,8 @@ def _erase_snapshots(directory: Path, job: _Job, traces: Traces, path: Path, now
     for snapshot in sorted(directory.glob("*/")):
         if any(parquet_holds(part, traces, unreadable=True) for part in snapshot.glob("*.parquet")):
             _note(job.snapshots, snapshot.name)
+        elif forget(snapshot, job.rater):
+            _note(job.files, f"{directory.name}/{snapshot.name}/manifest.json")
     write_json(path, _as_json(job))
     for snapshot in (directory / name for name in job.snapshots):
         if snapshot.exists():

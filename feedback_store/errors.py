@@ -8,6 +8,7 @@
     ├── NotFound               no record with this id (also a LookupError)
     ├── Conflict               the same id or idempotency key with other contents
     ├── BadImport              a preference source that cannot be read; nothing was imported
+    ├── BadGoldPairs           the file of gold pairs holds a line that is none
     ├── NotEnoughPreferences   nothing to freeze into a snapshot
     ├── LeakedPrompt           a held-out prompt in the train part
     ├── SnapshotDamaged        a snapshot whose files do not match its manifest
@@ -89,6 +90,13 @@ class BadImport(StoreError):
         super().__init__(f"Nothing was imported from {source}: {reason}")
         self.source = source
         self.reason = reason
+
+
+class BadGoldPairs(StoreError):
+    """The file of gold pairs cannot be read, or a line of it is no gold pair."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"The gold pairs in {path} cannot be used: {reason}")
 
 
 class NotEnoughPreferences(StoreError):

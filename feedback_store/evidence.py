@@ -67,7 +67,7 @@ def unpaired_rows(cursor: Cursor) -> list[UnpairedPreference]:
 
 
 def votes(cursor: Cursor) -> list[Vote]:
-    """Every standing word that compares two answers; the item is the first pair that showed these two.
+    """Every standing word that compares two answers, but gold ones; the item is the first pair that showed these two.
 
     Answers are compared without their order and the white space around them.
     """
@@ -83,7 +83,8 @@ def votes(cursor: Cursor) -> list[Vote]:
         FROM standing_picks AS picks JOIN pairs USING (pair_id)
         JOIN candidates AS one ON one.candidate_id = pairs.first_candidate_id
         JOIN candidates AS two ON two.candidate_id = pairs.second_candidate_id
-        WHERE picks.pick <> 'skip' AND trim(one.text) <> trim(two.text) ORDER BY picks.event"""
+        WHERE picks.pick <> 'skip' AND trim(one.text) <> trim(two.text) AND one.version <> 'gold'
+        ORDER BY picks.event"""
     ).fetchall()
     return [Vote(*row) for row in found]
 
@@ -96,10 +97,12 @@ def _table(cursor: Cursor, sql: str, parameters: dict[str, Any] | None = None) -
 
 def _learning(event: str, asked: str) -> str:
     """Neither who said it, nor who asked, nor their conversation refuses; ``asked`` has the rater and the turn."""
-    return (
-        f"{event}.rater NOT IN ({_REFUSED_RATERS}) AND {asked}.rater NOT IN ({_REFUSED_RATERS}) "
-        f"AND coalesce({asked}.turn_id, '') NOT IN ({_REFUSED_TURNS})"
-    )
+    return f"{event}.rater NOT IN ({_REFUSED_RATERS}) AND {may_be_learned(asked)}"
+
+
+def may_be_learned(asked: str) -> str:
+    """In SQL: neither who asked refuses, nor their conversation; ``asked`` is a table with the rater and the turn."""
+    return f"{asked}.rater NOT IN ({_REFUSED_RATERS}) AND coalesce({asked}.turn_id, '') NOT IN ({_REFUSED_TURNS})"
 
 
 def _edited(cursor: Cursor) -> Iterator[Preference]:

@@ -233,6 +233,18 @@ MIGRATIONS: tuple[Migration, ...] = (
                 event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
         ),
     ),
+    Migration(
+        8,
+        "raters in quarantine",
+        (
+            # The latest word on a rater counts.
+            """CREATE TABLE quarantines (
+                rater VARCHAR NOT NULL, quarantined BOOLEAN NOT NULL, reason VARCHAR NOT NULL, "by" VARCHAR NOT NULL,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            """CREATE VIEW quarantined_raters AS SELECT rater FROM quarantines
+                GROUP BY rater HAVING arg_max(quarantined, event)""",
+        ),
+    ),
 )
 
 

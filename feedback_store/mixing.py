@@ -4,10 +4,13 @@
 
 A recipe holds the mix. The rules, in this order, each with its reason in ``LeftOut``:
 
+    quarantined         said by a rater who is in quarantine
+    without             said by a rater whom a run asked to leave out
     identical           equal answers, once what is private is hidden
     source              edits or retries that the mix does not take
     evaluation_prompt   a train row whose prompt is one of the evaluation prompts
     near_held_out       a train row whose prompt is nearly a held-out one
+    rater_weight        a train row whose rater's weight is 0 (``reliability.py``; ``rater_weights: agreement``)
     duplicate           the same prompt and answers by the same rater (or by nobody) twice
     contradicted        the minority where raters disagree on the same two answers; both sides where they are even
     prompt_limit        more rows on nearly the same prompt than ``max_per_prompt``
@@ -31,8 +34,10 @@ from typing import Any, NamedTuple
 from feedback_store.errors import InvalidRecord
 from feedback_store.preferences import TRAIN, normalise_prompt
 from feedback_store.records import OWN_SOURCES
+from feedback_store.reliability import Judgement
 
 PAIRS, RATINGS, TEXT = LEARNS_FROM = ("pairs", "ratings", "text")
+OFF, AGREEMENT = RATER_WEIGHTS = ("off", "agreement")
 _WORD = re.compile(r"\w+")
 _ASCII_REST = {code: None for code in range(128) if not _WORD.fullmatch(chr(code))}
 
@@ -45,7 +50,8 @@ class Mix:
     preferences are then there to judge on). ``replay_ratio``: imported rows for each of our own in the train part, None
     for all of them. ``max_rater_share``: the largest part, of the train rows that have a rater, that one rater may
     have; with R raters never below 1/R. ``max_per_prompt``: the most train rows on nearly the same prompt. None
-    switches a limit off.
+    switches a limit off. ``rater_weights``: ``agreement`` gives the train rows of a rater the weight that agreement and
+    gold pairs say. ``without``: raters of whom no row is taken.
     """
 
     edits: bool = True
@@ -55,8 +61,12 @@ class Mix:
     max_per_prompt: int | None = None
     seed: int = 0
     learns_from: str = PAIRS
+    rater_weights: str = OFF
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.rater_weights not in RATER_WEIGHTS:
+            raise InvalidRecord("Mix", "rater_weights", self.rater_weights, "one of " + ", ".join(RATER_WEIGHTS))
         if self.learns_from not in LEARNS_FROM:
             raise InvalidRecord("Mix", "learns_from", self.learns_from, "one of " + ", ".join(LEARNS_FROM))
         if self.replay_ratio is not None and not 0 <= self.replay_ratio < float("inf"):
@@ -68,7 +78,7 @@ class Mix:
 
     def as_dict(self) -> dict[str, Any]:
         """The mix as a manifest keeps it."""
-        return asdict(self)
+        return {**asdict(self), "without": list(self.without)}
 
 
 class MixRow(NamedTuple):
@@ -107,11 +117,15 @@ def choose(
     mix: Mix,
     evaluation_prompts: Collection[str] = (),
     held_out_prompts: Collection[str] = (),
+    *,
+    quarantined: Collection[str] = (),
+    weightless: Collection[str] = (),
 ) -> Choice:
     """Apply the rules. ``said`` is asked only of rows that share their prompt.
 
     ``evaluation_prompts`` and ``held_out_prompts`` (those that other rows are judged on) are near keys. A labelled
     answer says what a pair says whose other answer is empty: so duplicates and contradictions are found in both.
+    ``quarantined`` and ``weightless`` are raters.
     """
     rank = [hashlib.sha256(f"{mix.seed} {row.preference_id}".encode()).digest() for row in rows]
     kept = list(range(len(rows)))
@@ -127,6 +141,8 @@ def choose(
     def train() -> Iterator[int]:
         return (index for index in kept if rows[index].part == TRAIN)
 
+    leave("quarantined", (index for index in kept if rows[index].rater in quarantined))
+    leave("without", (index for index in kept if rows[index].rater in mix.without))
     leave("identical", (index for index in kept if rows[index].is_identical))
     unwanted = {source for source, wanted in (("edit", mix.edits), ("retry", mix.retries)) if not wanted}
     leave("source", (index for index in kept if rows[index].source in unwanted))
@@ -134,6 +150,7 @@ def choose(
     leave("evaluation_prompt", (index for index in train() if rows[index].near_key in judged_on))
     held_out = {rows[index].near_key for index in kept if rows[index].part != TRAIN} | set(held_out_prompts)
     leave("near_held_out", (index for index in train() if rows[index].near_key in held_out))
+    leave("rater_weight", (index for index in train() if rows[index].rater in weightless))
     shared = {index: said(index) for index in _nearly_same_prompt(rows, kept)}
     leave("duplicate", _duplicates(rows, shared, rank))
     leave("contradicted", _contradicted(shared, set(kept)))
@@ -144,6 +161,22 @@ def choose(
     if mix.replay_ratio is not None:
         leave("replay", _beyond_replay(rows, train(), rank, mix.replay_ratio))
     return Choice(tuple(kept), left_out)
+
+
+def judgements(
+    rows: Sequence[MixRow], said: Said, *, parts: Collection[str], ignored: Collection[str] = ()
+) -> list[Judgement]:
+    """Who called which answer better, of rows in these parts that share their prompt; ``ignored`` are raters."""
+    judging = [
+        index
+        for index, row in enumerate(rows)
+        if row.rater is not None and row.rater not in ignored and row.part in parts and not row.is_identical
+    ]
+    found = []
+    for index in _nearly_same_prompt(rows, judging):
+        prompt, chosen, rejected = said(index)
+        found.append(Judgement((prompt, *sorted((chosen, rejected))), str(rows[index].rater), chosen < rejected))
+    return found
 
 
 def _nearly_same_prompt(rows: Sequence[MixRow], kept: Iterable[int]) -> list[int]:

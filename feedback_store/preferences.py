@@ -19,7 +19,17 @@ from datetime import datetime
 import orjson
 
 from feedback_store.errors import InvalidRecord
-from feedback_store.records import Candidate, Edit, Message, Pair, Pick, PickChoice, Preference, UnpairedPreference
+from feedback_store.records import (
+    GOLD,
+    Candidate,
+    Edit,
+    Message,
+    Pair,
+    Pick,
+    PickChoice,
+    Preference,
+    UnpairedPreference,
+)
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -31,12 +41,12 @@ def preference_of(pick: Pick, pair: Pair) -> Preference | None:
     """The training row a pick stands for, or None where it teaches nothing.
 
     None for a tie, both bad or skip; for a candidate that did not end by itself (``finish_reason`` other than stop);
-    for empty or equal answers.
+    for empty or equal answers, and for gold pairs.
     """
     if pick.pick not in (PickChoice.FIRST, PickChoice.SECOND):
         return None
     chosen, rejected = (pair.first, pair.second) if pick.pick is PickChoice.FIRST else (pair.second, pair.first)
-    if not _is_complete(chosen) or not _is_complete(rejected) or _are_equal(chosen.text, rejected.text):
+    if not _may_teach(chosen) or not _may_teach(rejected) or _are_equal(chosen.text, rejected.text):
         return None
     return Preference(
         preference_id=preference_id(pair.prompt, chosen.text, rejected.text, pick.pick_id),
@@ -55,7 +65,7 @@ def preference_of(pick: Pick, pair: Pair) -> Preference | None:
 
 def preference_of_edit(edit: Edit, original: Candidate, prompt: tuple[Message, ...]) -> Preference | None:
     """A person's rewrite is better than the answer they rewrote; None where that was incomplete, empty or equal."""
-    if not _is_complete(original) or _are_equal(edit.text, original.text):
+    if not _may_teach(original) or _are_equal(edit.text, original.text):
         return None
     return Preference(
         preference_id=preference_id(prompt, edit.text, original.text, edit.edit_id),
@@ -80,7 +90,7 @@ def preference_of_retry(
     The person never saw both side by side, so the weight is ``RETRY_WEIGHT`` and mixes leave these rows out unless
     they ask for them.
     """
-    if not _is_complete(kept) or not _is_complete(given_up) or _are_equal(kept.text, given_up.text):
+    if not _may_teach(kept) or not _may_teach(given_up) or _are_equal(kept.text, given_up.text):
         return None
     return Preference(
         preference_id=preference_id(prompt, kept.text, given_up.text, turn_id),
@@ -108,7 +118,7 @@ def labelled(
     created_at: datetime,
 ) -> UnpairedPreference | None:
     """An answer a person called good or bad; ``origin`` is the id of the rating or the pick that says so."""
-    if not _is_complete(answer):
+    if not _may_teach(answer):
         return None
     return UnpairedPreference(
         unpaired_id=unpaired_id(prompt, answer.text, label, origin),
@@ -123,8 +133,9 @@ def labelled(
     )
 
 
-def _is_complete(candidate: Candidate) -> bool:
-    return candidate.finish_reason == "stop" and bool(candidate.text.strip())
+def _may_teach(candidate: Candidate) -> bool:
+    """A whole answer of a version; those of gold pairs are known, and are there to judge raters."""
+    return candidate.finish_reason == "stop" and bool(candidate.text.strip()) and candidate.version != GOLD
 
 
 def _are_equal(one: str, other: str) -> bool:

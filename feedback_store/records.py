@@ -34,6 +34,7 @@ SOURCES = ("pick", "edit", "retry", *IMPORT_SOURCES, "practice")
 UNPAIRED_SOURCES = ("rating", "pick", *IMPORT_SOURCES)
 LEARNING_SCOPES = ("conversation", "rater")
 BASE_VERSION = "v0"
+GOLD = "gold"  # the version, and the asker, of a gold pair: its answers never teach
 
 
 class Message(TypedDict):
@@ -295,11 +296,30 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrialVote:
-    """One blind word on a pair of a trial: win, tie or loss of the challenger, and whether it was shown first."""
+    """One blind word on a pair of a trial: win, tie or loss of the challenger, and whether it was shown first.
+
+    ``is_apart``: its rater was in quarantine when they said it, so it does not count.
+    """
 
     result: str
     challenger_first: bool
     rater: str
+    is_apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A rater whose words are kept and teach nothing, since when, by whom and why."""
+
+    rater: str
+    reason: str
+    by: str
+    since: datetime
+
+    def __post_init__(self) -> None:
+        _check_named(self, "rater", "by")
+        _check_text(self, "reason")
+        _check_time(self, "since")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@
 
 The hash is of the contents: the same rows give the same directory and the same bytes, so freezing again is free. Data
 is written first, the manifest last, and the finished directory is moved into place: a directory without its manifest
-does not exist. Works on Arrow columns, needs no database. Not here: which rows are taken (``mixing.py``), what is
-hidden in them (``redaction.py``).
+does not exist. Works on Arrow columns, needs no database. Not here: which rows are taken (``selection.py``).
 
 Check one by hand: ``python -m feedback_store.snapshots data/snapshots/<hash>``.
 """
@@ -21,25 +20,22 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feedback_store import tables
-from feedback_store.durable import sha256_of, sync
-from feedback_store.errors import InvalidRecord, LeakedPrompt, NotEnoughPreferences, SnapshotDamaged, StoreDamaged
-from feedback_store.mixing import PAIRS, RATINGS, Choice, Mix, MixRow, choose, near_key
+from feedback_store.durable import sha256_of, sync, write_json
+from feedback_store.errors import LeakedPrompt, SnapshotDamaged, StoreDamaged
+from feedback_store.mixing import Mix
 from feedback_store.preferences import HELD_OUT, TRAIN, key_of_text, split_of_key
 from feedback_store.records import Preference, UnpairedPreference
+from feedback_store.selection import NOBODY_KNOWN, PARTS, RATED_PARTS, RATED_TRAIN, Standing, select
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-PARTS = (TRAIN, HELD_OUT)
-RATED_TRAIN, RATED_HELD_OUT = RATED_PARTS = ("ratings", "held_out_ratings")
 _MESSAGES = ("prompt", "chosen", "rejected", "completion")
 # The columns that a dictionary makes smaller.
 _ROLES = [f"{name}.list.element.role" for name in _MESSAGES]
@@ -81,15 +77,6 @@ class Snapshot:
         return self.directory / f"{RATED_TRAIN}.parquet"
 
 
-@dataclass(frozen=True, slots=True)
-class _Selection:
-    """The parts as they will be written, and what did not get in."""
-
-    parts: Mapping[str, pa.Table]
-    left_out: Mapping[str, int]
-    redacted: Mapping[str, int]
-
-
 def freeze(
     preferences: pa.Table | Sequence[Preference],
     directory: Path,
@@ -99,17 +86,21 @@ def freeze(
     evaluation_prompts: Collection[str] = (),
     redact: bool = True,
     ratings: Sequence[UnpairedPreference] = (),
+    standing: Standing = NOBODY_KNOWN,
 ) -> Snapshot:
     """Write the preferences as a snapshot under ``directory`` (the snapshots folder); one that is there is reused.
 
     ``preferences`` are records or a table of ``tables.ROWS``. Without a ``mix`` every row is taken that is no
     duplicate and leaks nothing. ``evaluation_prompts`` are prompts no run may learn from, as text. ``ratings`` are
     taken where the mix learns from them, and are split and mixed as pairs are; the pairs are then there to judge on.
+    ``standing`` says which raters are in quarantine, and what gold pairs say of them where the mix weighs raters.
     Raises ``NotEnoughPreferences`` without a row to learn from (where the mix learns from the store), ``LeakedPrompt``
     where a prompt would be in both parts, ``InvalidRecord`` where practice and real rows mix, ``StoreDamaged`` where
     the disk refuses.
     """
-    selection = _selected(preferences, practice, mix or Mix(), evaluation_prompts, ratings, redact=redact)
+    selection = select(
+        preferences, practice, mix or Mix(), evaluation_prompts, ratings, standing=standing, redact=redact
+    )
     contents = {part: tables.content_hash(table) for part, table in selection.parts.items()}
     snapshot_hash = _snapshot_hash(practice, contents)
     final = directory / snapshot_hash
@@ -130,6 +121,8 @@ def freeze(
             "evaluation_prompts": len(set(evaluation_prompts)),
             "counts": _count(selection.parts.values(), "source"),
             "left_out": selection.left_out,
+            "raters_left_out": selection.raters_left_out,
+            "rater_weights": {rater: found.as_dict() for rater, found in selection.weights.items()},
             "redacted": selection.redacted,
             "parts": described,
         }
@@ -152,109 +145,12 @@ def preview(
     evaluation_prompts: Collection[str] = (),
     redact: bool = True,
     ratings: Sequence[UnpairedPreference] = (),
+    standing: Standing = NOBODY_KNOWN,
 ) -> Mapping[str, pa.Table]:
     """The rows of the parts that `freeze` would write, with nothing written. Raises what `freeze` raises."""
-    return _selected(preferences, practice, mix or Mix(), evaluation_prompts, ratings, redact=redact).parts
-
-
-def _selected(
-    preferences: pa.Table | Sequence[Preference],
-    practice: str | None,
-    mix: Mix,
-    evaluation_prompts: Collection[str],
-    ratings: Sequence[UnpairedPreference],
-    *,
-    redact: bool,
-) -> _Selection:
-    rows = preferences if isinstance(preferences, pa.Table) else tables.rows_of(preferences)
-    selection = _select(rows, practice, mix, evaluation_prompts, redact=redact)
-    if mix.learns_from == RATINGS:
-        selection = _with_ratings(selection, tables.ratings_of(ratings), mix, evaluation_prompts, redact=redact)
-    _require_rows(selection.parts, mix)
-    return selection
-
-
-def _select(
-    rows: pa.Table, practice: str | None, mix: Mix, evaluation_prompts: Collection[str], *, redact: bool
-) -> _Selection:
-    """Hide what is private, apply the mix, split by prompt, sort by id."""
-    strangers = set(rows["practice"].unique().to_pylist()) - {practice}
-    if strangers:
-        raise InvalidRecord("Snapshot", "practice", strangers.pop(), f"{practice!r} in every row")
-    rows = rows.combine_chunks()
-    by_id = {identity: index for index, identity in enumerate(rows["preference_id"].to_pylist())}
-    if len(by_id) < rows.num_rows:
-        rows = rows.take(pa.array(by_id.values(), pa.int64()))
-    keys = [key_of_text(text) for text in tables.first_user_texts(rows["prompt"])]
-    redacted: Counter[str] = Counter()
-    left_out: dict[str, int] = {}
-    kept: Sequence[int] = range(rows.num_rows)
-    if practice is None:
-        if redact:
-            rows, redacted = tables.redacted(rows)
-        choice = _choose(rows, keys, mix, evaluation_prompts)
-        left_out, kept = {reason: len(ids) for reason, ids in choice.left_out.items()}, choice.kept
-    return _Selection(_split(rows, list(by_id), keys, kept, PARTS), left_out, redacted)
-
-
-def _with_ratings(
-    pairs: _Selection, rows: pa.Table, mix: Mix, evaluation_prompts: Collection[str], *, redact: bool
-) -> _Selection:
-    """The selection with the parts of the labelled answers: the same rules, and no prompt that a pair is judged on."""
-    keys = [key_of_text(text) for text in tables.first_user_texts(rows["prompt"])]
-    redacted: Counter[str] = Counter()
-    if redact and rows.num_rows:
-        rows, redacted = tables.redacted(rows)
-    judged_on = {near_key(text) for text in tables.first_user_texts(pairs.parts[HELD_OUT]["prompt"])}
-    choice = _choose(rows, keys, mix, evaluation_prompts, judged_on)
-    left_out = Counter(pairs.left_out) + Counter({reason: len(ids) for reason, ids in choice.left_out.items()})
-    rated = _split(rows, rows["unpaired_id"].to_pylist(), keys, choice.kept, RATED_PARTS)
-    return _Selection({**pairs.parts, **rated}, dict(left_out), Counter(pairs.redacted) + redacted)
-
-
-def _split(
-    rows: pa.Table, ids: Sequence[str], keys: Sequence[str], kept: Sequence[int], parts: tuple[str, str]
-) -> dict[str, pa.Table]:
-    """The kept rows by their prompts' part, sorted by id. ``parts``: what to learn from, what to judge on."""
-    train, held_out = parts
-    indexes: dict[str, list[int]] = {part: [] for part in parts}
-    for index in sorted(kept, key=ids.__getitem__):
-        indexes[train if split_of_key(keys[index]) == TRAIN else held_out].append(index)
-    return {part: tables.finished(rows, indexes[part], keys) for part in parts}
-
-
-def _require_rows(parts: Mapping[str, pa.Table], mix: Mix) -> None:
-    if mix.learns_from == PAIRS and not parts[TRAIN].num_rows:
-        raise NotEnoughPreferences(
-            f"There are 0 preferences to train on ({parts[HELD_OUT].num_rows} held out); 1 is the least. "
-            "Compare and pick, import a preference file, or practise a taste."
-        )
-    if mix.learns_from == RATINGS and not parts[RATED_TRAIN].num_rows:
-        raise NotEnoughPreferences(
-            f"There are 0 rated answers to train on ({parts[RATED_HELD_OUT].num_rows} held out); 1 is the least. "
-            "Rate answers with thumbs up and down, or import a file of labelled answers (format kto)."
-        )
-
-
-def _choose(
-    rows: pa.Table,
-    keys: Sequence[str],
-    mix: Mix,
-    evaluation_prompts: Collection[str],
-    held_out_prompts: Collection[str] = (),
-) -> Choice:
-    identity = "preference_id" if "chosen" in rows.column_names else "unpaired_id"
-    columns = [rows[name].to_pylist() for name in (identity, "source", "rater")]
-    near = map(near_key, tables.first_user_texts(rows["prompt"]))
-    identical = [False] * rows.num_rows
-    if "chosen" in rows.column_names:
-        identical = pc.equal(rows["chosen"], rows["rejected"]).to_pylist()
-    described = [
-        MixRow(identity, source, rater, split_of_key(key), near_prompt, is_identical)
-        for identity, source, rater, key, near_prompt, is_identical in zip(*columns, keys, near, identical, strict=True)
-    ]
-    judged_on = {near_key(prompt) for prompt in evaluation_prompts}
-    return choose(described, partial(tables.said, rows), mix, judged_on, held_out_prompts)
+    return select(
+        preferences, practice, mix or Mix(), evaluation_prompts, ratings, standing=standing, redact=redact
+    ).parts
 
 
 def _refuse_leaks(parts: Mapping[str, pa.Table]) -> None:
@@ -326,6 +222,26 @@ def raters_of(directory: Path) -> frozenset[str] | None:
         return frozenset(manifest["parts"][TRAIN]["raters"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def forget(directory: Path, rater: str) -> bool:
+    """Take a person's name out of what a manifest says beside its rows; whether it was there."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        mix, weights = manifest["mix"] or {}, manifest.get("rater_weights", {})
+        by_reason = manifest.get("raters_left_out", {})
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if not any(rater in names for names in (mix.get("without", ()), weights, *by_reason.values())):
+        return False
+    if mix:
+        mix["without"] = [one for one in mix.get("without", ()) if one != rater]
+    weights.pop(rater, None)
+    for numbers in by_reason.values():
+        numbers.pop(rater, None)
+    write_json(path, manifest)
+    return True
 
 
 def verify(snapshot: Snapshot) -> None:

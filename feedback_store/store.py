@@ -4,6 +4,7 @@
     compare → record_pair, record_pick         learn → training_rows, unpaired, record_import, record_practice
     serve → record_promotion, champion     care → record_learning, erase, back_up, query, statistics
     trial → record_trial, trial_votes, record_trial_end, comparisons
+    trust → record_quarantine, standing, rater_tallies, load_pairs_to_rate
 
 Events are only ever added: a later pick, answer or title supersedes an earlier one, nothing is changed in place.
 ``record_*`` returns when its one transaction is on disk. Raises the errors of ``errors.py``: ``NotFound`` and
@@ -24,7 +25,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from feedback_store import evidence, proposals, records, rows, trials
+from feedback_store import evidence, gold, proposals, quarantine, records, rows, trials
 from feedback_store.agreement import Vote
 from feedback_store.backup import Backup, back_up, list_backups, prune
 from feedback_store.database import Cursor, Database
@@ -36,9 +37,11 @@ from feedback_store.imports import add_preferences, import_preferences, load_imp
 from feedback_store.picks import record_picks
 from feedback_store.preferences import preference_of, preference_of_edit, split_of
 from feedback_store.query import QueryResult, run_query
+from feedback_store.rater_tallies import RaterTally, load_tallies
 from feedback_store.records import (
     BASE_VERSION,
     FORWARD,
+    GOLD,
     Candidate,
     Comparisons,
     Conversation,
@@ -52,6 +55,7 @@ from feedback_store.records import (
     Preference,
     Promotion,
     Proposal,
+    Quarantine,
     Rating,
     Trial,
     TrialVote,
@@ -59,6 +63,8 @@ from feedback_store.records import (
     UnpairedPreference,
     new_id,
 )
+from feedback_store.reliability import GoldAnswers
+from feedback_store.selection import Standing
 from feedback_store.statistics import Statistics, counts, statistics
 from feedback_store.tables import preference_of_row
 
@@ -410,10 +416,11 @@ class FeedbackStore:
             return evidence.votes(cursor)
 
     def picks_since(self, moment: datetime | None) -> int:
-        """How many preferences come from picks newer than ``moment`` (from all picks for None)."""
+        """How many preferences of raters who may teach come from picks newer than ``moment`` (from all for None)."""
         with self._database.read() as cursor:
             found = cursor.execute(
                 "SELECT count(*) FROM standing_picks WHERE preference_id IS NOT NULL "
+                "AND rater NOT IN (FROM quarantined_raters) "
                 "AND created_at > coalesce(?, TIMESTAMP '-infinity')",
                 [None if moment is None else rows.stored_time(moment)],
             ).fetchall()
@@ -469,6 +476,59 @@ class FeedbackStore:
     @property
     def _backups(self) -> Path:
         return self._database.path.parent / "backups"
+
+    # On whom one can rely
+
+    def record_quarantine(self, rater: str, quarantined: bool, *, reason: str, by: str) -> None:
+        """Put a rater into quarantine, or lift it (see ``quarantine.py``). ``NotFound``, ``Conflict``."""
+        with self._database.write() as cursor:
+            word = Quarantine(rater, reason, by, self._clock())
+            quarantine.record_quarantine(cursor, word, quarantined=quarantined)
+
+    def quarantines(self) -> list[Quarantine]:
+        """Who is in quarantine, by name."""
+        with self._database.read() as cursor:
+            return quarantine.load_quarantines(cursor)
+
+    def raters(self) -> list[str]:
+        """Everybody who said something or was imported, by name."""
+        with self._database.read() as cursor:
+            return quarantine.load_raters(cursor)
+
+    def standing(self) -> Standing:
+        """What a snapshot asks about raters: who is in quarantine, and how each did on gold pairs."""
+        with self._database.read() as cursor:
+            in_quarantine = frozenset(one.rater for one in quarantine.load_quarantines(cursor))
+            return Standing(in_quarantine, gold.gold_answers(cursor))
+
+    def rater_tallies(self) -> dict[str, RaterTally]:
+        """What each rater did, counted."""
+        with self._database.read() as cursor:
+            return load_tallies(cursor)
+
+    def gold_results(self) -> dict[str, GoldAnswers]:
+        """How raters did on each gold pair, by its id."""
+        with self._database.read() as cursor:
+            return gold.gold_results(cursor)
+
+    def gold_seen_by(self, rater: str) -> set[str]:
+        """The ids of the gold pairs a rater has said a word on."""
+        with self._database.read() as cursor:
+            return gold.seen_by(cursor, rater)
+
+    def load_pairs_to_rate(self, rater: str, limit: int = 50) -> list[Pair]:
+        """Pairs with whole answers, free to learn from, that a rater has said no word on: those others judged first."""
+        with self._database.read() as cursor:
+            found = cursor.execute(
+                f"""SELECT {_PAIR} FROM {_PAIRS}
+                WHERE pairs.pair_id NOT IN (SELECT pair_id FROM picks WHERE rater = ?) AND first.version <> '{GOLD}'
+                AND first.finish_reason = 'stop' AND second.finish_reason = 'stop'
+                AND trim(first.text) <> trim(second.text) AND {evidence.may_be_learned("pairs")}
+                ORDER BY pairs.pair_id IN (SELECT pair_id FROM picks WHERE pick <> 'skip') DESC, pairs.event DESC
+                LIMIT ?""",
+                [rater, limit],
+            ).fetchall()
+        return [rows.loaded_pair(row) for row in found]
 
     # Promotions
 

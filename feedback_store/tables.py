@@ -160,6 +160,15 @@ def finished(rows: pa.Table, indexes: Sequence[int], keys: Sequence[str]) -> pa.
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
+def weighted(part: pa.Table, weights: Mapping[str, float]) -> pa.Table:
+    """The part with each row's weight multiplied by that of its rater, where they have one."""
+    if not weights:
+        return part
+    by_row = pa.array([weights.get(rater, 1.0) for rater in part["rater"].to_pylist()], pa.float64())
+    index = part.schema.get_field_index("weight")
+    return part.set_column(index, part.schema.field(index), pc.multiply(part["weight"], by_row))
+
+
 def _as_messages(answers: pa.ChunkedArray) -> pa.ListArray:
     contents = _one_array(answers)
     roles = pa.array(["assistant"], pa.string()).take(pa.array([0] * len(contents), pa.int64()))

@@ -5,7 +5,9 @@
 A trial is the event of its start and, once it is over, that of its end. Its votes are not kept twice: they are the
 blind words on pairs of its two versions between the two events. Blind is the first word on a pair: a rater's later
 words come after the versions were revealed, and a second rater of the same pair judges what was judged already. So one
-pair is one vote. Skips are none; ties and "both bad" are ties. Used by ``store.py``; the test is the trainer's.
+pair is one vote. Skips are none; ties and "both bad" are ties. Votes that a rater cast in quarantine stand apart; those
+cast before stay, since a test holds no longer once votes are taken out after they were seen. Strengths are no test:
+they leave out whoever is in quarantine now, and gold pairs. Used by ``store.py``; the test is the trainer's.
 """
 
 # ruff: noqa: S608 - only our own column and table names are put into SQL; values are always parameters
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from feedback_store import rows
 from feedback_store.database import Cursor
 from feedback_store.errors import Conflict, NotFound
-from feedback_store.records import Comparisons, Trial, TrialVote
+from feedback_store.records import GOLD, Comparisons, Trial, TrialVote
 
 _TRIALS = """
     SELECT trial_id, challenger, champion, share, rules, trials."by", trials.reason, trials.created_at,
@@ -94,25 +96,35 @@ def load_votes(cursor: Cursor, trial_id: str) -> list[TrialVote]:
         raise NotFound("trial", trial_id)
     parameters = dict(zip(("began", "ended", "challenger", "champion"), span[0], strict=True))
     found = cursor.execute(
-        f"SELECT pick, first_version, rater FROM ({_BLIND_WORDS.format(which=which)}) ORDER BY event", parameters
+        f"""SELECT pick, first_version, rater, coalesce((
+            SELECT arg_max(quarantined, event) FROM quarantines
+            WHERE quarantines.rater = blind.rater AND quarantines.event < blind.event), false)
+        FROM ({_BLIND_WORDS.format(which=which)}) AS blind ORDER BY event""",
+        parameters,
     ).fetchall()
-    return [_vote(pick, rater, challenger_first=first == span[0][2]) for pick, first, rater in found]
+    return [
+        _vote(pick, rater, challenger_first=first == span[0][2], apart=apart) for pick, first, rater, apart in found
+    ]
 
 
 def comparisons(cursor: Cursor) -> list[Comparisons]:
-    """Every blind word on a pair, counted by the two versions in shown order; pairs of one version too."""
+    """Every blind word on a pair, counted by the two versions in shown order; pairs of one version too.
+
+    Without gold pairs, and without the words of raters who are in quarantine now.
+    """
     found = cursor.execute(
         f"""SELECT first_version, second_version, count(*) FILTER (pick = 'first'),
             count(*) FILTER (pick IN ('tie', 'both_bad')), count(*) FILTER (pick = 'second')
-        FROM ({_BLIND_WORDS.format(which="")}) GROUP BY ALL ORDER BY ALL"""
+        FROM ({_BLIND_WORDS.format(which=f"AND one.version <> '{GOLD}'")})
+        WHERE rater NOT IN (FROM quarantined_raters) GROUP BY ALL ORDER BY ALL"""
     ).fetchall()
     return [Comparisons(*row) for row in found]
 
 
-def _vote(pick: str, rater: str, *, challenger_first: bool) -> TrialVote:
+def _vote(pick: str, rater: str, *, challenger_first: bool, apart: bool) -> TrialVote:
     if pick not in ("first", "second"):
-        return TrialVote("tie", challenger_first, rater)
-    return TrialVote("win" if (pick == "first") == challenger_first else "loss", challenger_first, rater)
+        return TrialVote("tie", challenger_first, rater, apart)
+    return TrialVote("win" if (pick == "first") == challenger_first else "loss", challenger_first, rater, apart)
 
 
 def _trial(row: rows.Row) -> Trial:

@@ -13,6 +13,7 @@ from feedback_store.durable import write_json
 from trainer import report
 from trainer.report import ensure_report, render, warnings_of, write_report
 from trainer.runs import Run
+from trainer.sensitivity import by_rater
 
 
 class Cells(HTMLParser):
@@ -42,6 +43,20 @@ class Cells(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._in_cell:
             self.rows[-1].append(data)
+
+
+def test_it_says_what_the_result_is_without_each_rater(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    assert 'id="without"' not in write_report(run).read_text(encoding="utf-8")  # nobody rated
+    pairs = {"ann <b>": [1.0] * 12, "bob": [-1.0, 1.0]}
+    results = [{"rater": rater, "difference": one} for rater, differences in pairs.items() for one in differences]
+    write_json(run.directory / "evaluation.json", {**(run.evaluation or {}), "raters": by_rater(results, 0.1)})
+    page = write_report(run).read_text(encoding="utf-8")
+    rows = re.findall(r"<tr><td>(.*?)</td><td class=\"n\">(.*?)</tr>", page.split('id="without"')[1])
+    assert [(rater, re.findall(r"[^<>/tdclasn=\" ]+", rest)) for rater, rest in rows] == [
+        ("ann &lt;b&gt;", ["12", "1", "1", "50.0%", "1"]),
+        ("bob", ["2", "12", "0", "100.0%", "0.0004883"]),  # 2 × 2**-12
+    ]
 
 
 def test_its_numbers_are_those_of_the_evaluation(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from feedback_store.durable import read_json
 from feedback_store.preferences import TRAIN
-from feedback_store.snapshots import RATED_TRAIN
+from feedback_store.selection import RATED_TRAIN
 from trainer.recipe import CONTINUED_PRETRAINING, KTO
 from trainer.versions import Versions
 

@@ -57,6 +57,7 @@ class Plan:
     dialogues: dict[str, Any] | None = None
     trackers: tuple[str, ...] = ()
     launch: Launch = LOCAL
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ def plan_run(  # noqa: PLR0917 - the last two are named by callers
         trackers=list(plan.trackers),
         launch=plan.launch.kept(),
         preflight=preflight,
+        without=list(plan.without),
     )
     return Run.create(data_dir / folder, config)
 

@@ -7,7 +7,7 @@ Called by `supervisor.py`. Not here: the snapshot, memory and disk (`preflight.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,9 @@ class Planner:
         strategy: str | None = None,
         machines: int | None = None,
         deadline_minutes: float | None = None,
+        without: Sequence[str] | None = None,
     ) -> Plan:
-        """Check a request; `deadline_minutes` goes before the recipe's.
+        """Check a request; `deadline_minutes` goes before the recipe's, rows of the raters `without` stay out.
 
         Raises UnknownRecipe, BadRecipe, BadRunRequest, TrainingUnavailable.
         """
@@ -78,6 +79,11 @@ class Planner:
             raise BadRunRequest(
                 f"A practice taste gives pairs, and the recipe {chosen.name} does not learn from pairs. "
                 "Practise with another recipe."
+            )
+        if practice and without:
+            raise BadRunRequest(
+                f"A practice has no raters to leave out, and it was asked to go without {', '.join(without)}. "
+                "Start a retrain, or practise without naming anybody."
             )
         chosen.micro_batch(launch.num_processes)
         return Plan(
@@ -92,6 +98,7 @@ class Planner:
             trackers=self.trackers,
             texts=self._texts(chosen),
             dialogues=None if practice else self._dialogues(chosen),
+            without=tuple(sorted(set(without or ()))),
         )
 
     def launch(
@@ -131,7 +138,7 @@ class Planner:
 
 def mix_of(plan: Plan) -> Mix:
     """Which rows the snapshot of a plan takes."""
-    mix = plan.recipe.mix(plan.seed)
+    mix = replace(plan.recipe.mix(plan.seed), without=plan.without)
     if plan.dialogues and plan.recipe.method == SFT:
         mix = replace(mix, learns_from=TEXT)  # pairs are welcome, and not needed
     return mix

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feedback_store.preferences import HELD_OUT, TRAIN
-from feedback_store.snapshots import RATED_TRAIN, Snapshot
+from feedback_store.selection import RATED_TRAIN
+from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
 from trainer.estimate import Estimate, Past, Setting, Shape, Work, estimate_run
 from trainer.launch import available_cores

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from feedback_store.mixing import PAIRS, RATINGS, TEXT, Mix
+from feedback_store.mixing import OFF, PAIRS, RATER_WEIGHTS, RATINGS, TEXT, Mix
 from trainer.errors import BadRecipe, UnknownRecipe
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -138,6 +138,10 @@ FIELDS: dict[str, Field] = {
     "retries": _switch(False, "learn, weakly, from the answer people kept after asking again"),
     "replay_ratio": _optional(None, 0, 1e6, "imported rows for each of our own; null: all of them"),
     "max_rater_share": _optional(0.5, 1e-3, 1, "the largest part of the rated rows that one person may have"),
+    "rater_weights": _only(
+        _choice(OFF, RATER_WEIGHTS, "agreement: rows weigh what agreement and gold pairs say of their rater"),
+        methods=_ON_PAIRS,
+    ),
     "max_per_prompt": _optional(8, 1, 10**6, "rows on nearly the same prompt", whole=True),
     "eval_every_steps": _optional(None, 0, 1e9, "validate every so many steps; 0: never, null: if cheap", whole=True),
     "early_stop_patience": _optional(3, 1, 1000, "validations below the best that stop; null: go on", whole=True),
@@ -182,6 +186,7 @@ class Recipe:
     retries: bool
     replay_ratio: float | None
     max_rater_share: float | None
+    rater_weights: str
     max_per_prompt: int | None
     eval_every_steps: int | None
     early_stop_patience: int | None
@@ -235,6 +240,7 @@ class Recipe:
             max_per_prompt=self.max_per_prompt,
             seed=seed,
             learns_from=_LEARNS_FROM.get(self.method, PAIRS),
+            rater_weights=self.rater_weights,
         )
 
     def total_steps(self, rows: int, max_steps: int | None = None) -> int:

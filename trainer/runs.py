@@ -81,6 +81,7 @@ class RunConfig:
     trackers: list[str] = field(default_factory=list)
     launch: dict[str, Any] = field(default_factory=dict)  # see command.Launch
     preflight: dict[str, Any] | None = None
+    without: list[str] = field(default_factory=list)  # raters whose rows were left out on request
 
 
 class Run:
@@ -260,6 +261,7 @@ class Run:
             "tuning": config.recipe.get("tuning", "lora"),
             "practice": config.practice,
             "snapshot": config.snapshot["hash"],
+            "without": config.without,
             "num_processes": config.num_processes,
             "created_at": config.created_at,
             "finished_at": record.get("finished_at"),

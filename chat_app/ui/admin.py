@@ -18,6 +18,7 @@ from chat_app.ui.curves import LOG_LINES, LiveCurves
 from chat_app.ui.data import DataSection
 from chat_app.ui.preflight import PreflightLine, preflight_line
 from chat_app.ui.proposals import ProposalSection
+from chat_app.ui.raters import RaterSection
 from chat_app.ui.schedule import ScheduleSection
 from chat_app.ui.theme import navigation
 from chat_app.ui.trial import TrialSection
@@ -88,6 +89,7 @@ class AdminPage:
         self.without_room = gr.State(None)  # what was asked for where two models did not fit
         self.maintenance = gr.Button(visible=False, variant="stop", elem_id="maintenance")
         TrialSection(self.operations, page, self.refusals)
+        self.raters = RaterSection(self.operations, self.refusals)
         gr.Markdown("### Import preferences")
         with gr.Row(elem_classes="zl-end"):
             self.source = gr.Textbox(
@@ -132,6 +134,13 @@ class AdminPage:
         self.promote_newest.click(self.promote_latest, [by], swapped, trigger_mode="once", **quiet)
         self.rollback.click(self.roll_back, None, swapped, trigger_mode="once", **quiet)
         self.maintenance.click(self.swap_in_turn, [self.without_room], swapped, trigger_mode="once", **quiet)
+        self.raters.retrain.click(
+            self.retrain_without,
+            [self.recipe, self.raters.rater, by],
+            [self.message, *view],
+            trigger_mode="once",
+            **quiet,
+        )
         self.import_.click(
             self.import_preferences, [self.source, self.format], [self.imported, *view], trigger_mode="once",
             show_progress="full", api_visibility="private",
@@ -221,6 +230,15 @@ class AdminPage:
                     recipe=recipe, max_steps=_whole(steps), num_processes=_whole(processes), by=by
                 )
             ),
+            "Started {}. It goes on when you close this page.",
+        )
+
+    def retrain_without(self, recipe: str, rater: str | None, by: str = "") -> Updates:
+        """Start a run on the real preferences of everybody but one."""
+        if not rater:
+            return {self.message: "Choose a rater first."}
+        return self._acted(
+            lambda: f"{_named(self.operations.start_run(recipe=recipe, without=[rater], by=by))}, without {rater}",
             "Started {}. It goes on when you close this page.",
         )
 
@@ -431,6 +449,8 @@ def _details(body: Mapping[str, Any]) -> str:
         parts += [f"{key} {metrics[key]:{form}}" for key, form in forms if key in metrics]
     if body.get("resumed"):
         parts.append(f"resumed {body['resumed']} time{'' if body['resumed'] == 1 else 's'}")
+    if body.get("without"):
+        parts.append(f"without {', '.join(body['without'])}")
     progress = body.get("evaluation_progress")
     if body["state"] == "evaluating" and progress:
         parts.append(f"{progress['done']} of {progress['total']} held-out pairs{eta}")

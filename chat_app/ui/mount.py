@@ -1,4 +1,4 @@
-"""Mounts the two pages on the API's application, with what the browser may load from where.
+"""Mounts the pages on the API's application, with what the browser may load from where.
 
 The admin page is a mount of its own, because Gradio runs any handler of a page for anyone who can reach the page; when
 accounts exist, `/admin` gets its own check.
@@ -12,6 +12,7 @@ from chat_app.operations import Operations
 from chat_app.ui import theme
 from chat_app.ui.admin import build_admin
 from chat_app.ui.chat import build_chat
+from chat_app.ui.rate import build_rate
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'{eval}; style-src 'self' 'unsafe-inline'; "
@@ -50,13 +51,15 @@ class ContentSecurity:
 
 
 def mount_pages(app: FastAPI, operations: Operations, refusals: tuple[type[Exception], ...]) -> FastAPI:
-    """Mount `/admin` and `/`; the root last, since it takes every path that is left."""
+    """Mount `/admin`, `/rate` and `/`; the root last, since it takes every path that is left."""
     look = {"theme": theme.theme(), "css": theme.stylesheet(), "footer_links": [], "run_history": False}
     admin = build_admin(operations, refusals).queue(default_concurrency_limit=8, max_size=64)
     chat = build_chat(operations).queue(default_concurrency_limit=8, max_size=64)
-    for blocks in (admin, chat):
+    rate = build_rate(operations).queue(default_concurrency_limit=8, max_size=64)
+    for blocks in (admin, rate, chat):
         blocks.enable_monitoring = False
     app = mount_gradio_app(app, admin, path="/admin", enable_monitoring=False, **look)
+    app = mount_gradio_app(app, rate, path="/rate", head=theme.key_script(), enable_monitoring=False, **look)
     app = mount_gradio_app(app, chat, path="/", head=theme.key_script(), enable_monitoring=False, **look)
     app.add_middleware(ContentSecurity)
     return app

@@ -12,7 +12,7 @@ import gradio as gr
 from chat_app.operations import Status
 
 HERE = Path(__file__).parent
-PAGES = (("Chat", "/"), ("Admin", "/admin/"))
+PAGES = (("Chat", "/"), ("Rate", "/rate/"), ("Admin", "/admin/"))
 
 
 def theme() -> gr.themes.Base:

@@ -163,7 +163,9 @@ def _apart(trial: Mapping[str, Any]) -> list[str]:
     if not sum(trial["votes"].values()):
         return []
     said = [f"Shown first: {_counted(trial['shown_first'])}. Shown second: {_counted(trial['shown_second'])}."]
-    own, others = trial["by_who_trained_it"], trial["by_others"]
+    own, others, apart = trial["by_who_trained_it"], trial["by_others"], trial.get("by_quarantined") or {}
+    if sum(apart.values()):
+        said.append(f"Cast in quarantine, not counted: {_counted(apart)}.")
     if own is None:
         said.append("Who trained it is no longer known: its snapshot is gone.")
     else:

@@ -412,3 +412,23 @@ def test_a_stopping_server_finishes_the_answer_on_the_page(browser: Browser, slo
         assert answers(page)[-1].rstrip().endswith((".", "Copy"))
         assert slow.process.wait(30) == 0
         assert "Traceback" not in slow.log.read_text()
+
+
+def test_a_pair_is_rated_blind_and_a_rater_goes_into_quarantine_and_back(page: Page, server: Server) -> None:
+    server.pair("Which of these two?")
+    before = server.get("/v1/statistics")["counts"]["picks"]
+    page.goto("/rate/")
+    expect(page.locator("#answer-2 h4")).to_be_visible()
+    page.keyboard.press("1")
+    expect(page.locator("#note")).to_contain_text("Saved, thank you.")
+    assert server.get("/v1/statistics")["counts"]["picks"] == before + 1
+    page.goto("/admin/")
+    page.get_by_role("button", name="Raters: on whom can one rely?").click()
+    page.locator("#list-raters").click()
+    shown = page.locator("#raters-shown")
+    expect(shown).to_contain_text("1 rater; suspicious: nobody; in quarantine: nobody.")
+    page.locator("#quarantine-reason").get_by_role("textbox").fill("only trying")
+    page.locator("#quarantine").click()
+    expect(shown).to_contain_text("in quarantine: only trying")
+    page.locator("#lift").click()
+    expect(shown).to_contain_text("local may teach again.")
