@@ -60,6 +60,7 @@ def test_the_pairs_needed_are_those_that_find_the_difference_four_times_in_five(
     assert pairs_needed(60, 0, 40) == pairs_needed(40, 0, 60) == 194  # the usual figure for 60% against 50%
     assert pairs_needed(60, 100, 40) == 388  # every other pair a tie
     assert pairs_needed(5500, 0, 4500) == 783
+    assert pairs_needed(1, 0, 0) == pairs_needed(0, 0, 3) == 6  # 5 of 5 has p = 0.0625, 6 of 6 has 0.03125
     dice = random.Random(1)
     found = 0
     for _ in range(500):

@@ -90,7 +90,8 @@ def pairs_needed(wins: int, ties: int, losses: int, *, alpha: float = 0.05, powe
     """Held-out pairs, ties included, on which a win rate like the one seen is found with `power`; None above `LIMIT`.
 
     The sample size of a two-sided test of one proportion against 50% in the normal approximation (Fleiss, Levin and
-    Paik, 2003, section 2.5). What was seen is taken for the truth, so it is a guide and no promise.
+    Paik, 2003, section 2.5), and at least as many as the exact test needs where every pair is won. What was seen is
+    taken for the truth, so it is a guide and no promise.
     """
     decided = wins + losses
     distance = abs(wins - losses) / (2 * decided) if decided else 0.0
@@ -98,6 +99,7 @@ def pairs_needed(wins: int, ties: int, losses: int, *, alpha: float = 0.05, powe
         return None
     z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     decisive = ((z_alpha / 2 + z_power * math.sqrt(0.25 - distance**2)) / distance) ** 2
+    decisive = max(decisive, math.ceil(math.log2(2 / alpha)))  # all won: p = 2 · 0.5ⁿ
     needed = math.ceil(decisive * (decided + ties) / decided)
     return needed if needed <= LIMIT else None
 
