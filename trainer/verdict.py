@@ -46,7 +46,8 @@ def decide(evaluation: Mapping[str, Any], champion: str, candidate: str, *, alph
     decision = "reject" if damaged or picked.decision == "reject" else "keep"
     counted = picked.reasons[:2]
     said = tuple(problem.sentence for problem in against)
-    return Verdict(decision, (counted[0], *said, *counted[1:], f"Keeping {champion}."))
+    kept = () if picked.decision != "promote" else (f"Keeping {champion}.",)  # else the count has said it
+    return Verdict(decision, (counted[0], *said, *counted[1:], *kept))
 
 
 def _by_picks(evaluation: Mapping[str, Any], champion: str, candidate: str, alpha: float) -> Verdict:
