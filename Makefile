@@ -23,7 +23,7 @@ test: setup-dev  ## all tests but the browser's
 	$(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile
 
 test-browser: setup-dev  ## the tests that drive Chromium (Debian package `chromium`)
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m browser -n 2
 
 test-faults: setup-dev  ## kill -9, full and broken disks under the store → docs/benchmarks/faults.md (minutes)
 	$(BIN)/python -m tests.faults
