@@ -69,7 +69,7 @@ bench-gate: setup-dev  ## 2,000 simulated live trials of each kind: wrong promot
 bench-candidates: setup-dev  ## twenty spoiled candidates and honest ones through the whole gate → docs/benchmarks/ (an hour and a half)
 	$(BIN)/python scripts/bench_candidates.py
 
-bench-retrain: setup-dev  ## 200 new picks → trained → evaluated → served: minutes → docs/benchmarks/ (a quarter of an hour or more)
+bench-retrain: setup-dev  ## 200 new picks → trained → evaluated → served: minutes → docs/benchmarks/ (over an hour)
 	$(BIN)/python scripts/bench_retrain.py
 
 clean:           ## remove the environment (never the data directory)

@@ -1,6 +1,6 @@
 """200 new picks → trained → evaluated → served: how long, on this machine? → docs/benchmarks/retrain.md.
 
-    make bench-retrain                                   (a quarter of an hour or more)
+    make bench-retrain                                   (over an hour, most of it compare turns)
     python scripts/bench_retrain.py --picks 40 --out -   a look, printed
 
 A real server with the embedded model in a fresh data directory. A simulated person asks the practice prompts over the
