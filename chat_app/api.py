@@ -24,6 +24,7 @@ from chat_app.admission import Place
 from chat_app.answers import STOPPED, Asker
 from chat_app.data_api import Name, Strict, data_routes
 from chat_app.departures import ClientGone, while_present
+from chat_app.evaluation_api import evaluation_routes
 from chat_app.health import Readiness
 from chat_app.metrics import CONTENT_TYPE
 from chat_app.operations import BLIND_SENTENCE, Operations, Refused
@@ -188,23 +189,6 @@ class RollbackBody(Strict):
     maintenance: bool = False
 
 
-class EvaluationBody(Strict):
-    version: str
-    against: str | None = None
-
-
-class BenchmarkBody(Strict):
-    benchmark: Annotated[str, Field(min_length=1, max_length=4096)]
-    version: str
-    against: str | None = None
-    limit: Annotated[int | None, Field(ge=1)] = None
-    max_tokens: Annotated[int, Field(ge=1, le=8192)] = 512
-
-
-class ComparisonBody(Strict):
-    versions: list[str] = Field(min_length=1, max_length=16)
-
-
 class Nothing(Strict):
     """An empty body."""
 
@@ -218,6 +202,8 @@ def create_api(
     app.include_router(_feedback_routes(operations))
     app.include_router(data_routes(operations.data))
     app.include_router(_loop_routes(operations))
+    app.include_router(_version_routes(operations))
+    app.include_router(evaluation_routes(operations))
     app.include_router(watching_routes(operations.watching))
     app.include_router(scheduling_routes(operations))
     app.include_router(trial_routes(operations))
@@ -515,6 +501,12 @@ def _loop_routes(operations: Operations) -> APIRouter:
         """Go on with a run that failed or was cancelled, from its last checkpoint; 409 where another one runs."""
         return operations.resume_run(run_id).as_body()
 
+    return router
+
+
+def _version_routes(operations: Operations) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["loop"])
+
     @router.get("/versions")
     def versions() -> dict[str, Any]:
         """The champion, what is served now, and every version with its state."""
@@ -557,23 +549,6 @@ def _loop_routes(operations: Operations) -> APIRouter:
     async def release(version: str, _: Nothing | None = None) -> dict[str, Any]:
         """Serve it beside the champion no longer."""
         return {"served": await operations.release(version)}
-
-    @router.post("/evaluations")
-    def evaluations(body: EvaluationBody) -> dict[str, Any]:
-        """Compare two versions on the held-out pairs of the first one's snapshot. Takes minutes."""
-        return operations.evaluate(body.version, body.against)
-
-    @router.post("/benchmarks")
-    def benchmarks(body: BenchmarkBody) -> dict[str, Any]:
-        """Have a version answer a benchmark, and a judge mark or compare the answers. Takes minutes."""
-        return operations.benchmark(
-            body.benchmark, body.version, body.against, limit=body.limit, max_tokens=body.max_tokens
-        )
-
-    @router.post("/comparisons")
-    def comparisons(body: ComparisonBody) -> dict[str, Any]:
-        """Judge each version against the base on the same held-out pairs. Takes minutes for each."""
-        return operations.compare_with_base(body.versions)
 
     return router
 

@@ -55,7 +55,7 @@ FILLER = (
 # What a reason has to say to have named what was done to the candidate.
 NAMED = {
     "noise": "perplexity on plain prose|repeats itself|find no end|another language|are empty",
-    "flipped": "worse than|is worse|losses",
+    "flipped": "is worse than",
     "longer": "longer",
     "empty": "are empty",
     "one rater": "one person's",
@@ -284,13 +284,15 @@ def report(results: dict[str, dict[str, Any]]) -> str:
         f"| what was done | named {head}",
         f"|---|---{rule}",
         *(
-            f"| {one['kind']}: {one['name']} | {'yes' if is_named(one) else '**no**'} | {told(one)} |"
+            f"| {one['kind']}: {one['name']} | {'yes' if one in out and is_named(one) else '**no**'} | {told(one)} |"
             for one in spoiled
         ),
         "",
-        "## Noise too small to spoil it",
+        "## Less noise",
         "",
-        "The same noise, less of it: it writes and prefers as the candidate without noise does.",
+        "Noise of 1, 2 and 4 σ stood among the twenty first. A first look promoted all three: they won as many "
+        "held-out pairs as the candidate without noise. Larger noise took their places after that look: the "
+        "twenty were not all chosen beforehand.",
         "",
         f"| what was done {head}",
         f"|---{rule}",
