@@ -3,8 +3,8 @@
     make bench-retrain                                   (over an hour, most of it compare turns)
     python scripts/bench_retrain.py --picks 40 --out -   a look, printed
 
-A real server with the embedded model in a fresh data directory. A simulated person asks the practice prompts over the
-HTTP API, sees two real answers and picks the shorter; then one retrain with the default recipe, its verdict, a
+A real server with the embedded model in a fresh data directory. Simulated people ask the practice prompts over the
+HTTP API, see two real answers and pick the shorter; then one retrain with the default recipe, its verdict, a
 promotion whatever it says, and the first answer of the new version. The clock runs from the request for the retrain.
 """
 
@@ -18,9 +18,11 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -33,23 +35,32 @@ from feedback_store.practice import load_practice  # noqa: E402
 REPORT = ROOT / "docs" / "benchmarks" / "retrain.md"
 TARGET_MIN = 15
 WITHIN_S = 3 * 3600
+PEOPLE = ("ada", "ben", "cleo", "dora")  # as many pairs at once as the embedded engine has room for
 
 
 def collect(server: Server, wanted: int) -> tuple[int, list[int]]:
-    """Compare turns until `wanted` picks teach (answers that were cut do not); the turns, and characters of answers."""
-    lengths: list[int] = []
-    teaching = turns = 0
+    """Compare turns until `wanted` picks teach (cut answers do not): those that do, and characters of all answers."""
     prompts = load_practice()
     random.Random(0).shuffle(prompts)  # the file begins with what is held out
-    for turns, practice in enumerate(cycle(prompts), start=1):
-        pair = server.pair(practice.prompt, seed=turns)
-        first, second = (len(one["text"]) for one in pair["candidates"])
-        choice = "first" if first <= second else "second"
-        teaching += server.post("/v1/picks", {"pair_id": pair["pair_id"], "pick": choice})["preference_id"] is not None
-        lengths += [first, second]
-        if teaching == wanted:
-            break
-    return turns, lengths
+    turns = enumerate(cycle(prompts), start=1)
+    lengths: list[int] = []
+    taught: list[str] = []
+    turning = Lock()
+
+    def sit(person: str) -> None:
+        while len(taught) < wanted:
+            with turning:
+                seed, practice = next(turns)
+            pair = server.pair(practice.prompt, seed=seed, user=person)
+            first, second = (len(one["text"]) for one in pair["candidates"])
+            choice = "first" if first <= second else "second"
+            pick = server.post("/v1/picks", {"pair_id": pair["pair_id"], "pick": choice})
+            lengths.extend([first, second])
+            taught.extend([pick["preference_id"]] if pick["preference_id"] else [])
+
+    with ThreadPoolExecutor(len(PEOPLE)) as people:
+        list(people.map(sit, PEOPLE))
+    return len(taught), lengths
 
 
 def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
@@ -75,18 +86,19 @@ def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
     }, run
 
 
-def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], turns: int, picks: int) -> str:
+def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], picks: int) -> str:
     """The page of docs/benchmarks/."""
     minutes = spent["all of it"] / 60
+    judged = sum(run["evaluation"][outcome] for outcome in ("wins", "ties", "losses"))
     return "\n".join(
         [
             "# From picks to a served version",
             "",
             f"`make bench-retrain`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {turns} compare turns over the "
-            f"HTTP API, the shorter answer picked, until {picks} picks taught; an answer has "
-            f"{statistics.median(lengths):.0f} characters (median). The recipe is `{run['recipe']}`, one pass: "
-            f"{run['total_steps']} steps.",
+            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {len(lengths) // 2} compare turns "
+            f"over the HTTP API, the shorter answer picked, gave {picks} picks that teach, {judged} of them held out; "
+            f"an answer has {statistics.median(lengths):.0f} characters (median, answers that were cut too). "
+            f"The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
             "",
             "| part | seconds |",
             "|---|---|",
@@ -106,9 +118,9 @@ def main() -> None:
     parser.add_argument("--out", default=str(REPORT), help="a file, or - to print")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "data") as server:
-        turns, lengths = collect(server, given.picks)
+        picks, lengths = collect(server, given.picks)
         spent, run = retrain(server)
-    text = report(spent, run, lengths, turns, given.picks)
+    text = report(spent, run, lengths, picks)
     if given.out == "-":
         print(text)
     else:
