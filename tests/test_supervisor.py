@@ -185,16 +185,16 @@ def test_a_killed_child_is_started_again(supervisor: Supervisor, victim: str, nu
 
 def dying(run_dir: Path, **_request: object) -> launch.Child:
     """A training that is killed as soon as it starts."""
-    return launch._start(["-c", "import os; os.kill(os.getpid(), 9)"], run_dir, 1, "cpu")
+    return launch._start(["-c", "import os; os.kill(os.getpid(), 9)"], run_dir, 1)
 
 
 def sleeping(run_dir: Path, **_request: object) -> launch.Child:
-    return launch._start(["-c", "import time; time.sleep(600)", str(run_dir), "trainer.job"], run_dir, 1, "cpu")
+    return launch._start(["-c", "import time; time.sleep(600)", str(run_dir), "trainer.job"], run_dir, 1)
 
 
 def deaf(run_dir: Path, **_request: object) -> launch.Child:
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
-    return launch._start(["-c", code, str(run_dir), "trainer.job"], run_dir, 1, "cpu")
+    return launch._start(["-c", code, str(run_dir), "trainer.job"], run_dir, 1)
 
 
 def test_a_run_that_does_not_get_further_fails_and_can_be_resumed_by_hand(

@@ -1,7 +1,8 @@
 """Start, watch and end the children: `accelerate launch -m trainer.job RUN_DIR`, `python -m trainer.evaluate RUN_DIR`.
 
-A child runs in its own session, niced, on CPU on all cores but the first, and prints to RUN_DIR/log.txt. It knows
-nothing of its parent and goes on when the parent dies; a later parent finds it by process id and start time.
+A child runs in its own session and prints to RUN_DIR/log.txt. It knows nothing of its parent and goes on when the
+parent dies; a later parent finds it by process id and start time. It uses every core at a low priority: of two cores,
+one left to the chat cost the training a quarter of its speed and made first tokens and pairs no faster.
 
 What accelerate is told is in `command.py`; this is the launcher `local` of `launchers/`. torch's elastic workers open
 sessions of their own, so a tree is ended by its parent links and by RUN_DIR in the command lines. Linux and macOS;
@@ -59,7 +60,7 @@ def gpu_count() -> int:
 
 def available_cores() -> int:
     """Cores this process may use."""
-    return len(_cores())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_training(
@@ -77,18 +78,18 @@ def start_training(
     launch = Launch(strategy=strategy, num_processes=num_processes, device=device, bf16=bf16)
     write_accelerate_config(run_dir, launch)
     command = ["-m", "accelerate.commands.launch", *training_arguments(run_dir, threads)]
-    return _start(command, run_dir, threads, device)
+    return _start(command, run_dir, threads)
 
 
-def start_evaluation(run_dir: Path, *, device: str = "cpu", cores: int | None = None) -> Child:
+def start_evaluation(run_dir: Path, *, cores: int | None = None) -> Child:
     """Start `trainer.evaluate` on `run_dir`: one process."""
     threads = threads_per_process(cores or available_cores(), 1)
-    return _start(["-m", "trainer.evaluate", str(run_dir.absolute())], run_dir, threads, device)
+    return _start(["-m", "trainer.evaluate", str(run_dir.absolute())], run_dir, threads)
 
 
 def threads_per_process(cores: int, num_processes: int) -> int:
-    """Threads for each process when one core is left to the chat; at least 1."""
-    return max(1, (cores - 1) // num_processes)
+    """Threads for each process where they share all cores; at least 1."""
+    return max(1, cores // num_processes)
 
 
 def is_alive(pid: int, start_time: float) -> bool:
@@ -122,7 +123,7 @@ def kill_tree(pid: int | None, start_time: float | None, run_dir: Path, *, grace
     return [process.pid for process in left]
 
 
-def _start(command: list[str], run_dir: Path, threads: int, device: str) -> Child:
+def _start(command: list[str], run_dir: Path, threads: int) -> Child:
     arguments = [sys.executable, *command]
     with (run_dir / "log.txt").open("ab") as log, Path(os.devnull).open("rb") as nothing:
         log.write(f"\n$ python {' '.join(command)}\n".encode())
@@ -142,28 +143,17 @@ def _start(command: list[str], run_dir: Path, threads: int, device: str) -> Chil
             setsigmask=[],
         )
     with contextlib.suppress(psutil.NoSuchProcess):
-        _lower_priority(pid, device)
+        _lower_priority(pid)
     return Child(pid, _start_time(pid))
 
 
-def _lower_priority(pid: int, device: str) -> None:
-    """Nice the child and its scheduling group, and leave the first core to the chat. Its children inherit it."""
-    process = psutil.Process(pid)
+def _lower_priority(pid: int) -> None:
+    """Nice the child and its scheduling group. Its children inherit it."""
     with contextlib.suppress(psutil.AccessDenied):
-        process.nice(NICENESS)
+        psutil.Process(pid).nice(NICENESS)
     # With autogrouping a nice value counts only within a session; the session's own weight is here.
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS), encoding="ascii")
-    cores = _cores()
-    if device == "cpu" and len(cores) > 1 and hasattr(process, "cpu_affinity"):
-        with contextlib.suppress(psutil.AccessDenied, OSError):
-            process.cpu_affinity(cores[1:])
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _start_time(pid: int) -> float:

@@ -29,7 +29,7 @@ class LocalLauncher:
                 bf16=launch.bf16,
             )
         else:
-            child = start_evaluation(work.run_dir, device=launch.device, cores=work.cores)
+            child = start_evaluation(work.run_dir, cores=work.cores)
         return Job("local", str(child.pid), child.start_time)
 
     def is_alive(self, job: Job, run_dir: Path) -> bool:  # noqa: ARG002 - the port's
