@@ -66,4 +66,19 @@ def test_each_kind_of_damage_is_named(changes: dict[str, Any], damage: bool, sai
 def test_longer_answers_that_also_win_at_equal_length_are_no_problem() -> None:
     proven = {"win_rate": 0.7, "interval": [0.55, 0.8], "length_effect": 0.3}
     assert sentences(answers__candidate__words=80.0, at_equal_length=proven) == []
-    assert sentences(answers__candidate__words=80.0, at_equal_length=None) == []
+    assert sentences(wins=20, longer_wins=20, at_equal_length=proven) == []
+
+
+def test_wins_that_only_ever_went_to_the_longer_answer_prove_nothing_else() -> None:
+    [(is_damage, said)] = sentences(wins=20, longer_wins=18)
+    assert not is_damage
+    assert said == (
+        "In 18 of the 20 pairs that v4 wins, the longer answer was picked, and at equal length its win rate is 60% "
+        "(45% to 75%): it may win by length alone."
+    )
+    assert sentences(wins=20, longer_wins=17) == []
+    assert sentences(wins=20, longer_wins=0, at_equal_length=None) == []
+    [(_, said)] = sentences(wins=20, longer_wins=20, at_equal_length=None)
+    assert "there are too few losses to say what its win rate is at equal length" in said
+    [(_, said)] = sentences(wins=20, longer_wins=20, answers__candidate__words=80.0)
+    assert said.startswith("The answers of v4 are longer (80 words, v3 40). In 20 of the 20 pairs that v4 wins")

@@ -32,7 +32,7 @@ from trainer.errors import JobError, TrainerError
 from trainer.generation import greedy_answers, prose_nats, questions
 from trainer.memory import is_out_of_memory, out_of_memory
 from trainer.scorer import CANDIDATE, CHAMPION, SIDES, Scorer
-from trainer.sensitivity import at_equal_length, by_rater, interval_by_raters
+from trainer.sensitivity import at_equal_length, by_rater, interval_by_raters, longer_wins
 
 TIE_NATS = 1e-3
 
@@ -65,6 +65,7 @@ def evaluate(run_dir: Path, comparison: dict[str, Any]) -> dict[str, Any]:
         "raters": by_rater(results, TIE_NATS),
         "interval_by_raters": interval_by_raters(results, TIE_NATS),
         "at_equal_length": at_equal_length(results, TIE_NATS),
+        "longer_wins": longer_wins(results, TIE_NATS),
         "held_out_chosen": chosen_nats(results),
         **said,
         "results": results,

@@ -20,6 +20,7 @@ MORE_ANSWERS = (
 )
 REPETITION = 0.2  # above the champion's
 LONGER = 1.5  # times the words
+LONGER_WINS = 0.9  # of the pairs won; of 992 UltraFeedback pairs the longer answer was chosen in 56%
 ONE_RATER = 0.5  # of the pairs
 
 
@@ -83,21 +84,29 @@ def _degenerate(answers: Mapping[str, Any] | None, champion: str, candidate: str
 
 
 def _only_length(evaluation: Mapping[str, Any], champion: str, candidate: str) -> list[Problem]:
-    """Longer answers that win only because they are longer. A taste for shorter ones is a taste."""
-    answers, equal = evaluation.get("answers"), evaluation.get("at_equal_length")
-    if not answers or equal is None or equal["interval"][0] > 0.5:
+    """Longer answers that win, where nothing shows that they win by anything else.
+
+    Either the candidate writes longer ones, or nearly all that it wins was won by the longer answer. What it writes
+    does not tell alone: answers are cut, and a champion that never ends cannot be outdone. A taste for shorter ones is
+    a taste: it is towards longer ones that preferences push by themselves (Singhal et al., 2023; Park et al., 2024).
+    """
+    equal, answers = evaluation.get("at_equal_length"), evaluation.get("answers")
+    if equal is not None and equal["interval"][0] > 0.5:
         return []
-    new, old = answers["candidate"]["words"], answers["champion"]["words"]
-    if new <= LONGER * max(old, 1):
+    said = []
+    if answers and answers["candidate"]["words"] > LONGER * max(answers["champion"]["words"], 1):
+        new, old = answers["candidate"]["words"], answers["champion"]["words"]
+        said.append(f"The answers of {candidate} are longer ({new:.0f} words, {champion} {old:.0f})")
+    wins, longer = evaluation.get("wins", 0), evaluation.get("longer_wins", 0)
+    if wins and longer >= LONGER_WINS * wins:
+        said.append(f"In {longer} of the {wins} pairs that {candidate} wins, the longer answer was picked")
+    if not said:
         return []
-    low, high = equal["interval"]
-    return [
-        Problem(
-            False,
-            f"The answers of {candidate} are longer ({new:.0f} words, {champion} {old:.0f}), and at equal length its "
-            f"win rate is {equal['win_rate']:.0%} ({low:.0%} to {high:.0%}): it may win by length alone.",
-        )
-    ]
+    known = "there are too few losses to say what its win rate is at equal length"
+    if equal is not None:
+        low, high = equal["interval"]
+        known = f"at equal length its win rate is {equal['win_rate']:.0%} ({low:.0%} to {high:.0%})"
+    return [Problem(False, f"{'. '.join(said)}, and {known}: it may win by length alone.")]
 
 
 def _only_one_rater(evaluation: Mapping[str, Any]) -> list[Problem]:

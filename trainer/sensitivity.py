@@ -7,6 +7,7 @@ chosen answer more than the champion does), `rater`, and `longer`, the character
   are alike. From `MIN_RATERS` raters.
 * The win rate at equal length is that of a logistic model with a length term (Dubois et al., 2024, "Length-Controlled
   AlpacaEval"): what is left where both answers are equally long. From `MIN_DECIDED` decided pairs of each kind.
+* Where nearly every pair that was won has the longer answer chosen, no model can tell length from the rest.
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ def at_equal_length(results: Sequence[Result], tie_nats: float) -> dict[str, Any
     if spread == 0:
         return None
     return _fit(won, np.tanh(longer / spread))
+
+
+def longer_wins(results: Sequence[Result], tie_nats: float) -> int:
+    """The pairs won whose chosen answer is the longer one."""
+    return sum(result["difference"] > tie_nats and result["longer"] > 0 for result in results)
 
 
 def _fit(won: Any, longer: Any) -> dict[str, Any]:
