@@ -59,7 +59,7 @@ class Place:
 @pytest.fixture(autouse=True)
 def _unhindered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children run like any process: a nice one on the last core starves beside other tests. See ``test_launch.py``."""
-    monkeypatch.setattr(launch, "_lower_priority", lambda _pid, _device: None)
+    monkeypatch.setattr(launch, "_lower_priority", lambda _pid: None)
 
 
 @pytest.fixture
