@@ -70,7 +70,7 @@ bench-candidates: setup-dev  ## twenty spoiled candidates and honest ones throug
 	$(BIN)/python scripts/bench_candidates.py
 
 bench-retrain: setup-dev  ## 200 new picks → trained → evaluated → served: minutes → docs/benchmarks/ (over an hour)
-	$(BIN)/python scripts/bench_retrain.py
+	$(BIN)/python scripts/bench_retrain.py $(if $(FILE),--file $(FILE))
 
 clean:           ## remove the environment (never the data directory)
 	rm -rf .venv build *.egg-info

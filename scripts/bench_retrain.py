@@ -2,15 +2,18 @@
 
     make bench-retrain                                   (over an hour, most of it compare turns)
     python scripts/bench_retrain.py --picks 40 --out -   a look, printed
+    make bench-retrain FILE=F.jsonl.gz                   the first rows of a file of people's picks, hh-rlhf's say
 
 A real server with the embedded model in a fresh data directory. Simulated people ask the practice prompts over the
-HTTP API, see two real answers and pick the shorter; then one retrain with the default recipe, its verdict, a
-promotion whatever it says, and the first answer of the new version. The clock runs from the request for the retrain.
+HTTP API, see two real answers and pick the shorter, or a file is imported; then one retrain with the default recipe,
+its verdict, a promotion whatever it says, and the first answer of the new version. The clock runs from the request for
+the retrain.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import platform
 import random
@@ -20,7 +23,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -38,8 +41,17 @@ WITHIN_S = 3 * 3600
 PEOPLE = ("ada", "ben", "cleo", "dora")  # as many pairs at once as the embedded engine has room for
 
 
-def collect(server: Server, wanted: int) -> tuple[int, list[int]]:
-    """Compare turns until `wanted` picks teach (cut answers do not): those that do, and characters of all answers."""
+def imported(server: Server, path: Path, wanted: int, folder: Path) -> str:
+    """The first `wanted` rows of a file as preferences: where they are from, in a sentence."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as whole, (folder / "picks.jsonl").open("w", encoding="utf-8") as rows:
+        rows.writelines(islice(whole, wanted))
+    told = server.post("/v1/imports", {"source": str(folder / "picks.jsonl")})
+    return f"The first {wanted} rows of {path.name} gave {told['imported']} preferences"
+
+
+def collected(server: Server, wanted: int) -> str:
+    """Compare turns until `wanted` picks teach (cut answers do not): how they came, in a sentence."""
     prompts = load_practice()
     random.Random(0).shuffle(prompts)  # the file begins with what is held out
     turns = enumerate(cycle(prompts), start=1)
@@ -60,7 +72,10 @@ def collect(server: Server, wanted: int) -> tuple[int, list[int]]:
 
     with ThreadPoolExecutor(len(PEOPLE)) as people:
         list(people.map(sit, PEOPLE))
-    return len(taught), lengths
+    return (
+        f"{len(lengths) // 2} compare turns over the HTTP API, the shorter answer picked, gave {len(taught)} picks "
+        f"that teach; an answer has {statistics.median(lengths):.0f} characters (median, answers that were cut too)"
+    )
 
 
 def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
@@ -86,7 +101,7 @@ def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
     }, run
 
 
-def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], picks: int) -> str:
+def report(spent: dict[str, float], run: dict[str, Any], source: str) -> str:
     """The page of docs/benchmarks/."""
     minutes = spent["all of it"] / 60
     judged = sum(run["evaluation"][outcome] for outcome in ("wins", "ties", "losses"))
@@ -95,10 +110,8 @@ def report(spent: dict[str, float], run: dict[str, Any], lengths: list[int], pic
             "# From picks to a served version",
             "",
             f"`make bench-retrain`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {len(lengths) // 2} compare turns "
-            f"over the HTTP API, the shorter answer picked, gave {picks} picks that teach, {judged} of them held out; "
-            f"an answer has {statistics.median(lengths):.0f} characters (median, answers that were cut too). "
-            f"The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
+            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {source}; {judged} of them were held out "
+            f"and judged. The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
             "",
             "| part | seconds |",
             "|---|---|",
@@ -116,11 +129,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--picks", type=int, default=200)
     parser.add_argument("--out", default=str(REPORT), help="a file, or - to print")
+    parser.add_argument("--file", type=Path, help="take preferences from here instead of compare turns")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "data") as server:
-        picks, lengths = collect(server, given.picks)
+        if given.file is None:
+            source = collected(server, given.picks)
+        else:
+            source = imported(server, given.file, given.picks, Path(folder))
         spent, run = retrain(server)
-    text = report(spent, run, lengths, picks)
+    text = report(spent, run, source)
     if given.out == "-":
         print(text)
     else:
