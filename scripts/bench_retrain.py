@@ -110,8 +110,8 @@ def report(spent: dict[str, float], run: dict[str, Any], source: str) -> str:
             "# From picks to a served version",
             "",
             f"`make bench-retrain`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
-            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {source}; {judged} of them were held out "
-            f"and judged. The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
+            f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {source}; {judged} of them were "
+            f"held out and judged. The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
             "",
             "| part | seconds |",
             "|---|---|",
