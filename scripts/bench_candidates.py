@@ -43,7 +43,7 @@ ULTRAFEEDBACK = ROOT.parent / "shared" / "data" / "ultrafeedback" / "trl_train_1
 ULTRAFEEDBACK_PAIRS = 160
 RATERS = ("ada", "ben", "cleo")
 NOISE = (0.0, 0.1, 0.2)
-SIZES = (20, 40, 80)
+SIZES = (5, 10, 20, 40, 80)
 # Ten steps of a taste, on as few pairs as there are; and far too many of them at far too high a rate.
 RECIPES = {"taste": {"epochs": 4}, "overtrained": {"epochs": 8, "max_steps": 40, "learning_rate": 1.0e-3}}
 FILLER = (
