@@ -31,6 +31,7 @@ from feedback_store.practice import preferences_for
 from feedback_store.preferences import HELD_OUT, TRAIN, split_of
 from feedback_store.records import Preference
 from feedback_store.snapshots import freeze
+from trainer import guards
 from trainer.base_model import embedded
 from trainer.cycle import Surroundings, ensure_evaluated, ensure_prepared, ensure_trained, ensure_verdict, plan_run
 from trainer.planning import Planner
@@ -263,6 +264,39 @@ def is_named(result: dict[str, Any]) -> bool:
     return re.search(NAMED[result["kind"]], " ".join(result["reasons"])) is not None
 
 
+def limits(results: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of what the guards measure: the limit, the worst of the honest, and each spoiled one beyond it."""
+
+    def worse_by(key: str) -> Callable[[dict[str, Any]], float]:
+        def measured(one: dict[str, Any]) -> float:
+            new, old = one["answers"]["candidate"], one["answers"]["champion"]
+            share = key != "repetition"
+            return float(new[key] / (new["answers"] if share else 1) - old[key] / (old["answers"] if share else 1))
+
+        return measured
+
+    def forgot(one: dict[str, Any]) -> float:
+        new, old = one["prose"]["candidate_nats"], one["prose"]["champion_nats"]
+        return float("inf") if new is None else float(new - old)
+
+    measures: list[tuple[str, float, Callable[[dict[str, Any]], float]]] = [
+        ("lost on plain prose, nats a token", guards.FORGOTTEN_NATS, forgot),
+        ("more repetition", guards.REPETITION, worse_by("repetition")),
+        ("more empty answers, share", guards.MORE_ANSWERS, worse_by("empty")),
+        ("more answers without an end, share", guards.MORE_ANSWERS, worse_by("unfinished")),
+    ]
+    honest = [results[one.name] for one in HONEST if one.name in results]
+    spoiled = [results[one.name] for one in (*SLIGHT, *SPOILED) if one.name in results]
+    rows = []
+    for name, limit, measured in measures:
+        beyond = sorted(value for value in map(measured, spoiled) if value > limit)
+        least = f"{len(beyond)} beyond, from {beyond[0]:.2f}" if beyond else "none beyond"
+        below = max((value for value in map(measured, spoiled) if value <= limit), default=0.0)
+        worst = max(map(measured, honest), default=0.0)
+        rows.append(f"| {name} | {limit:.2f} | {worst:.2f} | {least}; the others up to {below:.2f} |")
+    return ["| guard | limit | worst of the honest | the spoiled, slight noise too |", "|---|---|---|---|", *rows]
+
+
 def report(results: dict[str, dict[str, Any]]) -> str:
     """The page of docs/benchmarks/."""
     spoiled = [results[one.name] for one in SPOILED if one.name in results]
@@ -287,6 +321,10 @@ def report(results: dict[str, dict[str, Any]]) -> str:
             f"| {one['kind']}: {one['name']} | {'yes' if one in out and is_named(one) else '**no**'} | {told(one)} |"
             for one in spoiled
         ),
+        "",
+        "## Where the limits of the guards stand",
+        "",
+        *limits(results),
         "",
         "## Less noise",
         "",
