@@ -38,8 +38,8 @@ class Verdict:
 
 def decide(evaluation: Mapping[str, Any], champion: str, candidate: str, *, alpha: float = 0.05) -> Verdict:
     """Judge `candidate` against `champion` on one evaluation (keys as in evaluation.json)."""
-    picked = _by_picks(evaluation, champion, candidate, alpha)
     against = problems(evaluation, champion, candidate)
+    picked = _by_picks(evaluation, champion, candidate, alpha, "by the picks alone " if against else "")
     if not against:
         return picked
     damaged = any(problem.is_damage for problem in against)
@@ -50,8 +50,8 @@ def decide(evaluation: Mapping[str, Any], champion: str, candidate: str, *, alph
     return Verdict(decision, (counted[0], *said, *counted[1:], *kept))
 
 
-def _by_picks(evaluation: Mapping[str, Any], champion: str, candidate: str, alpha: float) -> Verdict:
-    """What the held-out pairs say."""
+def _by_picks(evaluation: Mapping[str, Any], champion: str, candidate: str, alpha: float, how: str) -> Verdict:
+    """What the held-out pairs say; `how` it is better, where they are not all that counts."""
     wins, ties, losses = (int(evaluation[key]) for key in ("wins", "ties", "losses"))
     pairs, p_value = wins + ties + losses, float(evaluation["p_value"])
     if pairs == 0:
@@ -71,7 +71,7 @@ def _by_picks(evaluation: Mapping[str, Any], champion: str, candidate: str, alph
             "promote",
             (
                 counted,
-                f"{rate} lies above 50%: {candidate} is better than {champion} (p = {_p(p_value)}).",
+                f"{rate} lies above 50%: {how}{candidate} is better than {champion} (p = {_p(p_value)}).",
             ),
         )
     if p_value < alpha:
