@@ -379,9 +379,9 @@ def test_closing_the_engine_ends_its_streams_and_not_those_of_another(vllm: Stan
         for _ in range(6):  # a closed engine is no failure of the server
             assert await said(other)
         await other.close()
+        await until(lambda: vllm.generating == 0)
 
     run(work())
-    assert vllm.generating == 0
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------
