@@ -19,11 +19,12 @@ setup-dev: .venv/.ready-dev    ## the same plus what tests and checks need
 .venv/.ready-dev: .venv/.ready-run
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh dev
 
+# Trainings of two tests at once share the cores: threads that wait for each other must not hold them.
 test: setup-dev  ## all tests but the browser's
-	$(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not browser" -n 2 --dist loadfile
 
 test-browser: setup-dev  ## the tests that drive Chromium (Debian package `chromium`)
-	$(BIN)/python -m pytest -m browser -n 2
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m browser -n 2
 
 test-faults: setup-dev  ## kill -9, full and broken disks under the store → docs/benchmarks/faults.md (minutes)
 	$(BIN)/python -m tests.faults
