@@ -101,7 +101,7 @@ def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
     }, run
 
 
-def report(spent: dict[str, float], run: dict[str, Any], source: str) -> str:
+def report(spent: dict[str, float], run: dict[str, Any], source: str, file: Path | None) -> str:
     """The page of docs/benchmarks/."""
     minutes = spent["all of it"] / 60
     judged = sum(run["evaluation"][outcome] for outcome in ("wins", "ties", "losses"))
@@ -109,7 +109,8 @@ def report(spent: dict[str, float], run: dict[str, Any], source: str) -> str:
         [
             "# From picks to a served version",
             "",
-            f"`make bench-retrain`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}), "
+            f"`make bench-retrain{f' FILE={file.name}' if file else ''}`, {datetime.now(UTC):%Y-%m-%d}, "
+            f"{os.cpu_count()} cores ({platform.machine()}), "
             f"Python {platform.python_version()}, no GPU, the embedded model, n = 1. {source}; {judged} of them were "
             f"held out and judged. The recipe is `{run['recipe']}`, one pass: {run['total_steps']} steps.",
             "",
@@ -137,7 +138,7 @@ def main() -> None:
         else:
             source = imported(server, given.file, given.picks, Path(folder))
         spent, run = retrain(server)
-    text = report(spent, run, source)
+    text = report(spent, run, source, given.file)
     if given.out == "-":
         print(text)
     else:
