@@ -77,6 +77,7 @@ def test_wins_that_only_ever_went_to_the_longer_answer_prove_nothing_else() -> N
         "(45% to 75%): it may win by length alone."
     )
     assert sentences(wins=20, longer_wins=17) == []
+    assert sentences(wins=5, longer_wins=5) == []  # nobody is promoted for so few
     assert sentences(wins=20, longer_wins=0, at_equal_length=None) == []
     [(_, said)] = sentences(wins=20, longer_wins=20, at_equal_length=None)
     assert "there are too few losses to say what its win rate is at equal length" in said

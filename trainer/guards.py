@@ -23,6 +23,7 @@ MORE_ANSWERS = (
 REPETITION = 0.2  # above the champion's
 LONGER = 1.5  # times the words
 LONGER_WINS = 0.9  # of the pairs won; of 992 UltraFeedback pairs the longer answer was chosen in 56%
+FEWEST_WINS = 6  # fewer promote nobody
 ONE_RATER = 0.5  # of the pairs
 
 
@@ -100,7 +101,7 @@ def _only_length(evaluation: Mapping[str, Any], champion: str, candidate: str) -
         new, old = answers["candidate"]["words"], answers["champion"]["words"]
         said.append(f"The answers of {candidate} are longer ({new:.0f} words, {champion} {old:.0f})")
     wins, longer = evaluation.get("wins", 0), evaluation.get("longer_wins", 0)
-    if wins and longer >= LONGER_WINS * wins:
+    if wins >= FEWEST_WINS and longer >= LONGER_WINS * wins:
         said.append(f"In {longer} of the {wins} pairs that {candidate} wins, the longer answer was picked")
     if not said:
         return []
