@@ -67,7 +67,7 @@ bench-quantisation: setup-dev  ## which form of the embedded model to serve → 
 bench-gate: setup-dev  ## 2,000 simulated live trials of each kind: wrong promotions, votes needed → docs/benchmarks/
 	$(BIN)/python scripts/bench_gate.py
 
-bench-candidates: setup-dev  ## twenty spoiled candidates and honest ones through the whole gate → docs/benchmarks/ (an hour and a half)
+bench-candidates: setup-dev  ## twenty spoiled candidates and honest ones through the whole gate → docs/benchmarks/ (two hours)
 	$(BIN)/python scripts/bench_candidates.py
 
 bench-retrain: setup-dev  ## 200 new picks → trained → evaluated → served: minutes → docs/benchmarks/ (over an hour)

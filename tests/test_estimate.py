@@ -64,7 +64,7 @@ def test_what_makes_a_run_larger_makes_its_estimate_larger(more: dict[str, int],
 def test_more_work_takes_longer_and_more_cores_less() -> None:
     one = estimate_run(SMALL, WORK, ON_CPU)
     assert estimate_run(SMALL, replace(WORK, tokens=80_000), ON_CPU).training_s == pytest.approx(2 * one.training_s)
-    assert estimate_run(SMALL, WORK, replace(ON_CPU, cores=8)).training_s == pytest.approx(one.training_s / 4)
+    assert estimate_run(SMALL, WORK, replace(ON_CPU, cores=8)).training_s == pytest.approx(one.training_s / 4, rel=0.01)
     assert one.total_s == one.loading_s + one.training_s + one.evaluation_s
 
 

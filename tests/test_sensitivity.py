@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from trainer.sensitivity import at_equal_length, by_rater, interval_by_raters, sign_test
+from trainer.sensitivity import at_equal_length, by_rater, interval_by_raters, longer_wins, sign_test
 
 TIE = 1e-3
 
@@ -69,6 +69,11 @@ def test_where_length_decides_without_an_error_nothing_is_known_beside_it() -> N
     fitted = at_equal_length(results, TIE)
     assert fitted is not None
     assert (fitted["win_rate"], fitted["interval"]) == (0.5, [0.0, 1.0])
+
+
+def test_only_wins_whose_chosen_answer_is_the_longer_are_counted() -> None:
+    won = [result(1.0, longer=9), result(1.0, longer=-9), result(1.0)]
+    assert longer_wins([*won, result(-1.0, longer=9), result(0.0, longer=9)], TIE) == 1
 
 
 def test_too_little_to_fit() -> None:

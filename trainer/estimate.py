@@ -25,7 +25,7 @@ QUANTISED_BYTES = 0.6  # a weight in 4 bits with its scales
 # the reference goes forward in each step. By the fast step it does so once, before the first.
 FLOP_PER_TOKEN = {"fast": 4, "stock": 10}
 REFERENCE_FLOP_PER_TOKEN = 2
-TRAIN_FLOPS = {"cpu": 46e9, "gpu": 100e12}  # a second and core, a second and GPU
+TRAIN_FLOPS = {"cpu": 41e9, "gpu": 100e12}  # a second and core, a second and GPU
 EVALUATION_FLOP_PER_TOKEN = 4  # two versions forward
 LOADING_S = {"cpu": 14.0, "gpu": 60.0}
 CANARIES_S = {"cpu": 12.0, "gpu": 10.0}  # the beginnings of answers an evaluation records

@@ -5,8 +5,8 @@
 DPO can win on held-out pairs and still ruin a model: answers stop making sense, stop ending, run together, or grow. So
 the answers and the perplexity of both versions are compared. The limits were reasoned and then held against candidates
 that were honest and others spoiled on purpose (docs/benchmarks/candidates.md): that of prose lies well between both,
-that of repetition just above the worst honest one, and none of the spoiled found no end or changed its language. They
-are wide, for on a few questions no small difference shows.
+that of repetition just above the worst honest one. Those of refusals, languages and endless answers were reached by
+none, so they remain reasoned. All are wide, for on a few questions no small difference shows.
 """
 
 from __future__ import annotations
