@@ -12,12 +12,15 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
 from chat_app.engines import CannotServe, base_model, engine_builder, remote_builder
+from chat_app.logs import Sparing
 from chat_app.operations import Operations
 from chat_app.serving.engine import EngineError
 from chat_app.settings import Settings, SettingsError, load_settings
@@ -30,9 +33,6 @@ from trainer import schedule
 from trainer.command import Launch
 from trainer.launchers import launcher_for
 from trainer.supervisor import pause_of
-
-if TYPE_CHECKING:
-    pass
 
 TRAINER_STATUSES: Mapping[type[Exception], int] = {
     refusals.UnknownRecipe: 404,
@@ -54,7 +54,8 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
 }
 
 
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+UPLOADS = "uploads"
 
 
 def open_store(settings: Settings) -> FeedbackStore:
@@ -90,12 +91,23 @@ def _keep_to_ourselves() -> None:
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
 
 
+def _uploads(settings: Settings) -> Path:
+    """The folder in which Gradio keeps what is uploaded: ours alone, inside the data directory."""
+    folder = settings.data_dir / UPLOADS
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
+
+
 def serve(settings: Settings, *, as_json: bool = False) -> None:
     """Serve until interrupted; answers that were begun are finished first. Raises CannotServe."""
     from chat_app.server import Server
 
     _keep_to_ourselves()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Sparing())
     for chatty in ("httpx", "httpcore", "httpx2", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     url = f"http://{settings.host}:{settings.port}"
@@ -134,10 +146,9 @@ def create_application(
     nothing can be served at all.
     """
     from fastapi import FastAPI
-    from fastapi.responses import RedirectResponse
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from chat_app.api import create_api
+    from chat_app.guard import Guard, parse_json
     from chat_app.lending import EngineLender
     from chat_app.metrics import Metrics
     from chat_app.serving.slot import ModelSlot
@@ -180,10 +191,24 @@ def create_application(
 
     app = create_api(operations, TRAINER_STATUSES, lifespan=lifespan)
     app.state.operations = operations
-    # Without accounts, a page elsewhere must not reach this server through a name that resolves to loopback.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, settings.host], www_redirect=False)
-    app.add_api_route("/admin", lambda: RedirectResponse("/admin/"), include_in_schema=False)
-    return mount_pages(app, operations, (refusals.TrainerError,))
+    for page in ("/rate", "/admin"):
+        app.router.add_route(page, partial(_redirect, f"{page}/"), include_in_schema=False)
+    uploads = _uploads(settings)
+    mount_pages(app, operations, (refusals.TrainerError,))
+    app.add_middleware(  # the last one is the outermost
+        Guard,
+        hosts=(*LOOPBACK_NAMES, settings.host),
+        uploads=uploads,
+        check_json=parse_json,
+        check_target=lambda *_: None,
+    )
+    return app
+
+
+async def _redirect(target: str, _: Any) -> Any:
+    from starlette.responses import RedirectResponse
+
+    return RedirectResponse(target)
 
 
 def _announce(settings: Settings, url: str, as_json: bool) -> None:

@@ -1,13 +1,17 @@
 """Mounts the pages on the API's application, with what the browser may load from where.
 
 The admin page is a mount of its own, because Gradio runs any handler of a page for anyone who can reach the page; when
-accounts exist, `/admin` gets its own check.
+accounts exist, `/admin` gets its own check. Which of Gradio's routes can be reached: `chat_app/guard_rules.py`.
 """
 
+from typing import Any
+
+import gradio as gr
 from fastapi import FastAPI
 from gradio import mount_gradio_app
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chat_app.guard_rules import UPLOAD_BYTES
 from chat_app.operations import Operations
 from chat_app.ui import theme
 from chat_app.ui.admin import build_admin
@@ -19,6 +23,10 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'self'; object-src 'none'"
 )
+SESSIONS = 200
+"""Open pages whose state is kept, for each mount; beyond it the one that has been quiet longest is forgotten."""
+UPLOADS_KEPT_S = (600, 3600)
+"""How often old uploads are looked for, and how old they grow, in seconds."""
 
 
 class ContentSecurity:
@@ -42,6 +50,8 @@ class ContentSecurity:
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"content-security-policy", policy),
+                    (b"cross-origin-opener-policy", b"same-origin"),
+                    (b"cross-origin-resource-policy", b"same-origin"),
                     (b"x-content-type-options", b"nosniff"),
                     (b"referrer-policy", b"no-referrer"),
                 ]
@@ -51,15 +61,26 @@ class ContentSecurity:
 
 
 def mount_pages(app: FastAPI, operations: Operations, refusals: tuple[type[Exception], ...]) -> FastAPI:
-    """Mount `/admin`, `/rate` and `/`; the root last, since it takes every path that is left."""
-    look = {"theme": theme.theme(), "css": theme.stylesheet(), "footer_links": [], "run_history": False}
-    admin = build_admin(operations, refusals).queue(default_concurrency_limit=8, max_size=64)
-    chat = build_chat(operations).queue(default_concurrency_limit=8, max_size=64)
-    rate = build_rate(operations).queue(default_concurrency_limit=8, max_size=64)
-    for blocks in (admin, rate, chat):
-        blocks.enable_monitoring = False
-    app = mount_gradio_app(app, admin, path="/admin", enable_monitoring=False, **look)
-    app = mount_gradio_app(app, rate, path="/rate", head=theme.key_script(), enable_monitoring=False, **look)
-    app = mount_gradio_app(app, chat, path="/", head=theme.key_script(), enable_monitoring=False, **look)
+    """Mount `/admin`, `/rate` and `/`; the root last, since it takes every path that is left.
+
+    Gradio keeps what is uploaded in GRADIO_TEMP_DIR, which must be set before this.
+    """
+    keys = theme.key_script()
+    _mount(app, build_admin(operations, refusals), "/admin")
+    _mount(app, build_rate(operations), "/rate", head=keys)
+    _mount(app, build_chat(operations), "/", head=keys)
     app.add_middleware(ContentSecurity)
     return app
+
+
+def _mount(app: FastAPI, page: gr.Blocks, path: str, **more: Any) -> None:
+    page.queue(default_concurrency_limit=8, max_size=64)
+    page.delete_cache = UPLOADS_KEPT_S
+    page.state_session_capacity = SESSIONS
+    mount_gradio_app(
+        app, page, path, theme=theme.theme(), css=theme.stylesheet(), footer_links=[], run_history=False,
+        enable_monitoring=False, max_file_size=UPLOAD_BYTES, **more,
+    )  # fmt: skip
+    # Gradio lets a page that was not launched by itself read every file its values name (CWE-22): a mounted page says
+    # that it was not. From here on only what was uploaded is read.
+    page.has_launched = True
