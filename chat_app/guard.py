@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ NEW_SESSIONS = (120, 60)
 """Pages one address may open: (sessions, seconds)."""
 SESSIONS = 4_000
 """Sessions that are remembered as known."""
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 SAFE = ("GET", "HEAD")
 TYPES = {400: "bad_request", 403: "forbidden", 404: "not_found", 405: "bad_method", 408: "too_slow", 413: "too_long",
          415: "bad_type", 422: "invalid", 429: "too_many", 503: "unavailable"}  # fmt: skip
@@ -234,10 +236,9 @@ class Guard:
 
 
 def _host_name(host: str) -> str | None:
-    try:
-        return urlsplit(f"//{host}").hostname if host and not set(host) & set("/\\?#@") else None
-    except ValueError:
-        return None
+    """The name in a Host header, without its port; None where it is none."""
+    found = HOST.fullmatch(host.lower())
+    return found["name"].strip("[]") if found else None
 
 
 def _require_ours(rule: Rule, headers: Headers, ours: str, method: str) -> None:

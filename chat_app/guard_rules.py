@@ -176,6 +176,9 @@ CLOSED = (
     "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist.m3u8",
     "/gradio_api/stream/{session_hash}/{run}/{component_id}/{segment_id}.{ext}",
     "/gradio_api/stream/{session_hash}/{run}/{component_id}/playlist-file",
+    # Only the admin page has an upload.
+    "/gradio_api/upload",
+    "/gradio_api/upload_progress",
     # Other ways to call a handler: the pages use the queue alone.
     "/gradio_api/run/{api_name}",
     "/gradio_api/api/{api_name}",
