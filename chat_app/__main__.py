@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -92,10 +93,10 @@ def _keep_to_ourselves() -> None:
 
 
 def _uploads(settings: Settings) -> Path:
-    """The folder in which Gradio keeps what is uploaded: ours alone, inside the data directory."""
+    """The folder in which Gradio keeps what is uploaded: ours alone, inside the data directory, empty at the start."""
     folder = settings.data_dir / UPLOADS
-    folder.mkdir(mode=0o700, exist_ok=True)
-    folder.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)  # no page of an earlier server asks for them any more
+    folder.mkdir(mode=0o700)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
 

@@ -75,9 +75,9 @@ class Refusal(Exception):
         self.allow = allow
 
     def response(self) -> JSONResponse:
-        """The refusal in the API's one shape of an error; the connection ends with it."""
+        """The refusal in the API's one shape of an error."""
         error = {"type": TYPES[self.status], "message": self.message} | ({"param": self.param} if self.param else {})
-        headers = {"Connection": "close", "Cache-Control": "no-store"}
+        headers = {"Cache-Control": "no-store"}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
         if self.allow is not None:

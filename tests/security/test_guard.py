@@ -35,7 +35,7 @@ def ask(
 ) -> tuple[int, dict[str, str], bytes]:
     """One request with exactly these headers; Host is ours unless it is given."""
     host, port = server.url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
     try:
         connection.putrequest(method, path, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
         for name, value in (headers or {}).items():
@@ -44,7 +44,7 @@ def ask(
             connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body)
         answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read(65_536)
     finally:
         connection.close()
 
