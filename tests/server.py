@@ -95,7 +95,8 @@ def serving(data_dir: Path, *, wait_for: str = "/readyz", **settings: object) ->
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
         )
-    url = f"http://127.0.0.1:{port}"
+    host = str(settings.get("host", "127.0.0.1"))
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with httpx.Client(base_url=url, timeout=120) as http:
         try:
             _wait_until_ready(http, process, log, wait_for)
