@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train bench-gate bench-candidates bench-retrain soak-swaps soak-baking clean
+.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train bench-gate bench-candidates bench-retrain soak-swaps soak-baking soak-floods clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -57,6 +57,9 @@ soak-swaps: setup-dev  ## 200 swaps under 32 streams, 8 kinds of failing swap te
 
 soak-baking: setup-dev  ## 50 faulty versions promoted under streams and taken back → docs/benchmarks/ (minutes)
 	$(BIN)/python scripts/soak_baking.py
+
+soak-floods: setup-dev  ## picks beside 45 imports, answers beside 1,200 held connections → docs/benchmarks/ (minutes)
+	$(BIN)/python scripts/soak_floods.py
 
 bench-serving: setup-dev  ## the whole product against a bare llama-server, transformers serve, Gradio → docs/benchmarks/
 	$(BIN)/python scripts/bench_serving.py

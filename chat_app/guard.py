@@ -100,6 +100,7 @@ class Guard:
         check_json: Callable[[bytes], Any],
         check_target: Callable[[bytes, bytes], None],
         rules: Sequence[Rule] = RULES,
+        read_s: float = READ_S,
     ) -> None:
         self._app = app
         self._hosts = frozenset(host.lower() for host in hosts)
@@ -107,6 +108,7 @@ class Guard:
         self._check_json = check_json
         self._check_target = check_target
         self._rules = rules
+        self._read_s = read_s
         self._plain = {(method, rule.path): rule for rule in rules if "{" not in rule.path for method in rule.methods}
         self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._buffered = 0
@@ -121,7 +123,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        stepping = _Stepping(send)
+        stepping = _Stepping(send, self._read_s)
         try:
             await self._let_in(scope, receive, stepping)
         except Refusal as refusal:
@@ -362,8 +364,9 @@ class Stalled(Exception):
 class _Stepping:
     """Sends an answer, for as long as the client takes it; no CORS header leaves."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, read_s: float) -> None:
         self._send = send
+        self._read_s = read_s
         self.has_begun = False
 
     async def __call__(self, message: Message) -> None:
@@ -372,10 +375,10 @@ class _Stepping:
             kept = [(name, value) for name, value in message.get("headers", ()) if not _is_cors(name)]
             message = {**message, "headers": kept}
         try:
-            async with asyncio.timeout(READ_S):
+            async with asyncio.timeout(self._read_s):
                 await self._send(message)
         except TimeoutError:
-            log.warning("A client took nothing of its answer for %.0f s: its connection is closed.", READ_S)
+            log.warning("A client took nothing of its answer for %.0f s: its connection is closed.", self._read_s)
             raise Stalled from None
 
 

@@ -25,6 +25,12 @@ TASKS_S = 5
 
 REQUEST_S = 10.0
 """Seconds in which a connection must have sent the head of its (next) request."""
+FILES = 65_536
+"""Files this process may open, where the system lets it."""
+ACCEPTED = 64
+"""Connections that asyncio takes at a time, before it looks at any: fewer than there are files left to open."""
+QUEUED = 2_048
+"""Connections that the system keeps for us meanwhile."""
 CONNECTIONS = 1_000
 """Connections at once, at most; never more than half of the files this process may open."""
 
@@ -87,6 +93,8 @@ class Server(uvicorn.Server):
     """`drain` is awaited between the first signal and the closing of the port."""
 
     def __init__(self, app: Any, drain: Callable[[], Awaitable[None]]) -> None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, FILES), most))
         # loop and http are named: other packages bring faster ones along, which would be taken unseen and untested.
         super().__init__(
             uvicorn.Config(
@@ -97,11 +105,18 @@ class Server(uvicorn.Server):
                 ws="none",
                 loop="asyncio",
                 http=Connection,
+                backlog=ACCEPTED,
                 proxy_headers=False,  # by default uvicorn believes whoever on this machine says who is asking
                 server_header=False,
             )
         )
         self._drain = drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(QUEUED)
 
     async def main_loop(self) -> None:
         """Serve until a signal, then drain."""

@@ -1,6 +1,7 @@
 """Kind 6, connections: idle, slow and many of them leave the server answering others, and its log short."""
 
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -15,10 +16,20 @@ HEAD = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 GENEROUS_S = 60.0
 
 
+FILES = 1_024
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that may open as many files as a usual machine lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
     with serving(tmp_path / "data", engine="scripted") as running:
-        yield running
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * FILES)), hard))
+        try:
+            yield running
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
