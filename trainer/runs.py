@@ -36,7 +36,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from feedback_store.durable import new_directory, read_json, write_json
+from feedback_store.durable import is_plain_name, new_directory, read_json, write_json
 from trainer.errors import RunNotFound
 
 BEST = "best"
@@ -103,7 +103,7 @@ class Run:
     @classmethod
     def open(cls, runs_dir: Path, run_id: str) -> Run:
         """The run called `run_id`. Raises RunNotFound."""
-        if Path(run_id).name != run_id or not (runs_dir / run_id / "config.json").is_file():
+        if not is_plain_name(run_id) or not (runs_dir / run_id / "config.json").is_file():
             raise RunNotFound(run_id)
         return cls(runs_dir / run_id)
 

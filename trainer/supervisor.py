@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from feedback_store.durable import read_json, write_json
+from feedback_store.durable import is_plain_name, read_json, write_json
 from feedback_store.errors import StoreError
 from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
@@ -396,7 +396,7 @@ class Supervisor:
     def evaluation_directory(self, evaluation_id: str) -> Path:
         """The directory of an evaluation or a benchmark that has ended. Raises EvaluationNotFound."""
         directory = self.data_dir / "evaluations" / evaluation_id
-        if Path(evaluation_id).name != evaluation_id or not (directory / "evaluation.json").is_file():
+        if not is_plain_name(evaluation_id) or not (directory / "evaluation.json").is_file():
             raise EvaluationNotFound(evaluation_id)
         return directory
 
