@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from chat_app.data import DataOperations
+from chat_app.fields import Flag
 from feedback_store.importers.pairs import Choices
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
@@ -46,13 +47,13 @@ class DatasetBody(Strict):
     out: Location | None = None
     raters: Literal["keep", "hash", "drop"] = "hash"
     push: Name | None = None
-    public: bool = False
+    public: Flag = False
 
 
 class LearningBody(Strict):
     scope: Literal["conversation", "rater"]
     subject: Name
-    learn: bool
+    learn: Flag
 
 
 class ErasureBody(Strict):

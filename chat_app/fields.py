@@ -23,5 +23,7 @@ PresetName = Annotated[str, Field(max_length=60)]
 RecipeName = Annotated[str, Field(min_length=1, max_length=1_000)]
 Taste = Annotated[str, Field(min_length=1, max_length=60)]
 Stop = Annotated[str, Field(max_length=1_000)]
-Reason = Annotated[str, Field(max_length=500)]
+Reason = Annotated[str, Field(min_length=1, max_length=500)]
+Flag = Annotated[bool, Field(strict=True)]
+"""true or false, and no other word for them."""
 IdempotencyKey = Annotated[str | None, Field(min_length=1, max_length=200)]
