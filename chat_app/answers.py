@@ -190,6 +190,11 @@ class Answers:
                             yield answer
                         if request.stopped.is_set():
                             break
+            except EngineError:
+                raise
+            except Exception:  # ours
+                answer.note_failure()
+                raise
             finally:
                 self._account(request.place, request.asker, answer)
                 keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, request.turn_id)
@@ -321,6 +326,12 @@ class Answers:
             if broken is not None:
                 raise broken
             duel.is_complete = True
+        except EngineError:
+            raise
+        except Exception:  # ours
+            first.note_failure()
+            second.note_failure()
+            raise
         finally:
             self._account(place, asker, first, second)
             if not duel.is_complete:

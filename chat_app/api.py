@@ -18,21 +18,27 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from chat_app.admission import Place
 from chat_app.answers import STOPPED, Asker
-from chat_app.data_api import Name, Strict, data_routes
+from chat_app.checked_requests import CheckedRequests, LastWord
+from chat_app.data_api import Name, Nothing, Strict, data_routes
 from chat_app.departures import ClientGone, while_present
+from chat_app.error_shape import BROKEN, error_body, error_response, response_to_os_error
 from chat_app.evaluation_api import evaluation_routes
+from chat_app.fields import Id, IdempotencyKey, ModelName, PathId, PresetName, Reason, RecipeName, Stop, Taste
 from chat_app.health import Readiness
 from chat_app.metrics import CONTENT_TYPE
+from chat_app.openapi import describe
 from chat_app.operations import BLIND_SENTENCE, Operations, Refused
 from chat_app.prompts import LeftOut
 from chat_app.proposal_api import proposal_routes
 from chat_app.raters_api import raters_routes
 from chat_app.scheduling_api import scheduling_routes
 from chat_app.serving.engine import (
+    MAX_STOPS,
     BadSampling,
     ContextOverflow,
     EngineBroken,
@@ -65,7 +71,8 @@ MAX_MESSAGE_CHARACTERS = 100_000
 MAX_MESSAGES = 1_000
 MAX_USER_CHARACTERS = 256
 CHAMPION = "champion"
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+_EVENTS = {"type": "string", "description": "With `stream`: events of chunks, then `[DONE]`, or an error event."}
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 STATUSES: dict[type[Exception], int] = {
     BadSampling: 400,
@@ -88,16 +95,6 @@ STATUSES: dict[type[Exception], int] = {
 }
 """Which status an error of our own gets; the composition root adds the trainer's."""
 
-TYPES = {
-    400: "bad_request",
-    403: "forbidden",
-    404: "not_found",
-    409: "conflict",
-    413: "too_long",
-    422: "invalid",
-    429: "too_many",
-}
-
 
 class MessageBody(BaseModel):
     role: Literal["system", "user", "assistant"]
@@ -112,15 +109,15 @@ class ChatBody(BaseModel):
     """OpenAI's body; keys this product has no use for are ignored, as clients send many."""
 
     messages: Messages
-    model: str = CHAMPION
+    model: ModelName = CHAMPION
     stream: bool = False
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    preset: str | None = None
-    stop: str | list[str] | None = None
+    preset: PresetName | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     user: UserName = None
     safety_identifier: UserName = None  # the newer name of the same
 
@@ -130,41 +127,38 @@ class PairBody(Strict):
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
-    preset: str | None = None
+    preset: PresetName | None = None
     user: UserName = None
 
 
-IdempotencyKey = Annotated[str | None, Field(min_length=1, max_length=200)]
-
-
 class PickBody(Strict):
-    pair_id: str
+    pair_id: Id
     pick: PickChoice
-    reasons: Annotated[list[str], Field(max_length=20, default_factory=list)]
+    reasons: Annotated[list[Reason], Field(max_length=20, default_factory=list)]
     comment: Annotated[str | None, Field(max_length=10_000)] = None
     idempotency_key: IdempotencyKey = None
     reveal: bool = True
 
 
 class RatingBody(Strict):
-    candidate_id: str
+    candidate_id: Id
     rating: Literal["up", "down"]
     comment: Annotated[str | None, Field(max_length=10_000)] = None
     idempotency_key: IdempotencyKey = None
 
 
 class EditBody(Strict):
-    candidate_id: str
+    candidate_id: Id
     text: Annotated[str, Field(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
     idempotency_key: IdempotencyKey = None
 
 
 class RunBody(Strict):
-    recipe: str | None = None
+    recipe: RecipeName | None = None
     max_steps: Annotated[int | None, Field(ge=1)] = None
     num_processes: Annotated[int | None, Field(ge=1)] = None
     seed: Annotated[int | None, Field(ge=0, lt=2**31)] = None
-    practice: str | None = None
+    practice: Taste | None = None
     launcher: Literal["local", "slurm", "ray"] | None = None
     strategy: Literal["ddp", "fsdp2", "zero3"] | None = None
     machines: Annotated[int | None, Field(ge=1)] = None
@@ -175,7 +169,7 @@ class RunBody(Strict):
 
 
 class SnapshotBody(Strict):
-    recipe: str | None = None
+    recipe: RecipeName | None = None
 
 
 class PromoteBody(Strict):
@@ -187,10 +181,6 @@ class PromoteBody(Strict):
 
 class RollbackBody(Strict):
     maintenance: bool = False
-
-
-class Nothing(Strict):
-    """An empty body."""
 
 
 def create_api(
@@ -210,20 +200,37 @@ def create_api(
     app.include_router(proposal_routes(operations))
     app.include_router(raters_routes(operations))
     app.include_router(_health_routes(operations))
-    app.add_api_route("/v1/{rest:path}", _no_such_route, methods=METHODS, include_in_schema=False)
+    routes = list(app.router.routes)
+    for path in ("/v1", "/v1/{rest:path}", "/livez", "/readyz", "/metrics", "/openapi.json"):
+        app.router.routes.append(Route(path, NoSuchRoute(routes), name="no such route", include_in_schema=False))
     _handle_errors(app, {**STATUSES, **statuses})
+    app.add_middleware(CheckedRequests)
+    app.add_middleware(LastWord)
+    describe(app)
     return app
 
 
-def _no_such_route(request: Request) -> Response:
-    """Without this, the chat page mounted at `/` would answer in its own words."""
-    said = f"There is no {request.method} {request.url.path}. /openapi.json lists what there is."
-    return JSONResponse(error_body("not_found", said), 404)
+class NoSuchRoute:
+    """What no route of the API answers: 405 where one has another method, else 404.
 
+    Without this, the chat page mounted at `/` would answer in its own words.
+    """
 
-def error_body(kind: str, message: str, param: str | None = None) -> dict[str, Any]:
-    """The one shape of an error."""
-    return {"error": {"type": kind, "message": message} | ({"param": param} if param else {})}
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = f"{scope['method']} {scope['path']}"
+        allowed = [method for method in METHODS if self._has(method, scope)]
+        if allowed:
+            named = ", ".join(allowed)
+            refusal = error_response(405, f"There is no {asked}: this path has {named}.", headers={"Allow": named})
+        else:
+            refusal = error_response(404, f"There is no {asked}. /openapi.json lists what there is.")
+        await refusal(scope, receive, send)
+
+    def _has(self, method: str, scope: Scope) -> bool:
+        return any(route.matches({**scope, "method": method})[0] is Match.FULL for route in self._routes)
 
 
 def _messages(bodies: Sequence[MessageBody]) -> list[Message]:
@@ -244,7 +251,7 @@ def _asker(request: Request, user: str | None, route: str) -> Asker:
 def _chat_routes(operations: Operations) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["chat"])
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses={200: {"content": {"text/event-stream": {"schema": _EVENTS}}}})
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Answer by the champion or a version served beside it; with `stream`, as events that end with `[DONE]`.
 
@@ -378,6 +385,14 @@ async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream | Place]) 
     except EngineError as error:
         yield f"data: {json.dumps(error_body('engine_failed', str(error)))}\n\n"
         return
+    except StoreError as error:
+        log.error("An answer could not be stored: %s", error)
+        yield f"data: {json.dumps(error_body('unavailable', str(error)))}\n\n"
+        return
+    except Exception:
+        log.exception("An answer broke while it was sent.")
+        yield f"data: {json.dumps(error_body('failed', BROKEN))}\n\n"
+        return
     if turn.finish_reason == "cancelled":
         yield f"data: {json.dumps(error_body('unavailable', STOPPED))}\n\n"
         return
@@ -487,17 +502,17 @@ def _loop_routes(operations: Operations) -> APIRouter:
         return {"runs": [run.as_body() for run in operations.runs()]}
 
     @router.get("/runs/{run_id}")
-    def run(run_id: str) -> dict[str, Any]:
+    def run(run_id: PathId) -> dict[str, Any]:
         """One run: state, step, metrics, verdict, error, and the command that trains it."""
         return {**operations.run(run_id).as_body(), "command": operations.command(run_id)}
 
     @router.post("/runs/{run_id}/cancel")
-    def cancel(run_id: str) -> dict[str, Any]:
+    def cancel(run_id: PathId, _: Nothing | None = None) -> dict[str, Any]:
         """Stop a run; nothing it made is served."""
         return operations.cancel_run(run_id).as_body()
 
     @router.post("/runs/{run_id}/resume")
-    def resume(run_id: str, _: Nothing | None = None) -> dict[str, Any]:
+    def resume(run_id: PathId, _: Nothing | None = None) -> dict[str, Any]:
         """Go on with a run that failed or was cancelled, from its last checkpoint; 409 where another one runs."""
         return operations.resume_run(run_id).as_body()
 
@@ -517,7 +532,7 @@ def _version_routes(operations: Operations) -> APIRouter:
         }
 
     @router.post("/versions/{version}/promote")
-    async def promote(version: str, body: PromoteBody | None = None) -> dict[str, Any]:
+    async def promote(version: PathId, body: PromoteBody | None = None) -> dict[str, Any]:
         """Make a version the champion: started beside, checked, then swapped in without dropping a reply.
 
         With `bake` (the default) it is watched, and taken back by itself where it is clearly worse: GET /v1/baking.
@@ -541,12 +556,12 @@ def _version_routes(operations: Operations) -> APIRouter:
         return operations.baking.as_body()
 
     @router.post("/versions/{version}/serve")
-    async def serve(version: str, _: Nothing | None = None) -> dict[str, Any]:
+    async def serve(version: PathId, _: Nothing | None = None) -> dict[str, Any]:
         """Serve a version beside the champion, for who names it as `model`."""
         return {"served": await operations.serve_beside(version)}
 
     @router.post("/versions/{version}/release")
-    async def release(version: str, _: Nothing | None = None) -> dict[str, Any]:
+    async def release(version: PathId, _: Nothing | None = None) -> dict[str, Any]:
         """Serve it beside the champion no longer."""
         return {"served": await operations.release(version)}
 
@@ -565,7 +580,7 @@ def _health_routes(operations: Operations) -> APIRouter:
         """The process answers."""
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={503: {"description": "Not ready; `problem` says why."}})
     async def readyz() -> JSONResponse:
         """A model writes and the store can keep what people say; 503 with the reason otherwise."""
         problem = await readiness.problem()
@@ -598,29 +613,33 @@ def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> Non
             log.warning("%s: %s", type(error).__name__, error)
         extra = error.run.as_body() if hasattr(error, "run") else {}
         retry_after_s = math.ceil(error.retry_after_s) if isinstance(error, EngineBusy) else None
-        return _error_response(status, str(error), extra=extra, retry_after_s=retry_after_s)
+        return error_response(status, str(error), extra=extra, retry_after_s=retry_after_s)
 
     async def busy(_: Request, error: Exception) -> Response:
         assert isinstance(error, EngineBusy)
-        return _error_response(429 if error.yours else 503, str(error), retry_after_s=math.ceil(error.retry_after_s))
+        return error_response(429 if error.yours else 503, str(error), retry_after_s=math.ceil(error.retry_after_s))
 
     async def gone(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        return _error_response(error.status, str(error), retry_after_s=error.retry_after_s)
+        return error_response(error.status, str(error), retry_after_s=error.retry_after_s)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][1:])
         shown = "" if first["type"] == "missing" else f" (got {str(first.get('input'))[:80]!r})"
-        return _error_response(422, f"{param or 'body'}: {first['msg']}{shown}.", param=param)
+        return error_response(422, f"{param or 'body'}: {first['msg']}{shown}.", param=param)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _error_response(error.status_code, f"{error.detail}.")
+        return error_response(error.status_code, f"{error.detail}.", headers=error.headers)
+
+    async def broke(_: Request, error: Exception) -> Response:
+        assert isinstance(error, OSError)
+        return response_to_os_error(error)
 
     for kind in statuses:
         app.add_exception_handler(kind, ours)
@@ -629,18 +648,4 @@ def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> Non
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-
-
-def _error_response(
-    status: int,
-    message: str,
-    *,
-    param: str | None = None,
-    extra: Mapping[str, Any] | None = None,
-    retry_after_s: int | None = None,
-) -> JSONResponse:
-    headers = {}
-    if retry_after_s is not None or status in (429, 503):
-        headers["Retry-After"] = str(retry_after_s or 5)
-    kind = TYPES.get(status, "unavailable" if status == 503 else "failed")
-    return JSONResponse({**(extra or {}), **error_body(kind, message, param)}, status, headers)
+    app.add_exception_handler(OSError, broke)

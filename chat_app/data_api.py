@@ -4,6 +4,7 @@ Where it sits: at the edge, beside `api.py`, which mounts them. A route checks t
 `DataOperations`.
 """
 
+from itertools import chain, islice
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -11,11 +12,13 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from chat_app.data import DataOperations
+from chat_app.fields import Flag
 from feedback_store.importers.pairs import Choices
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 Location = Annotated[str, Field(min_length=1, max_length=4_096)]
 MEDIA_TYPES = {"trl": "application/x-ndjson", "kto": "application/x-ndjson", "csv": "text/csv"}
+_LINES: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in MEDIA_TYPES.values()}
 
 
 class Strict(BaseModel):
@@ -24,11 +27,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Nothing(Strict):
+    """An empty body."""
+
+
 class ImportBody(Strict):
     """`rejected`, `score` and `seed` are about raw UltraFeedback only, which has four answers to each prompt."""
 
     source: Location
-    format: str = "auto"
+    format: Annotated[str, Field(max_length=60)] = "auto"
     rejected: Literal["random", "worst"] = "random"
     score: Literal["ratings", "overall_score"] = "ratings"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -40,13 +47,13 @@ class DatasetBody(Strict):
     out: Location | None = None
     raters: Literal["keep", "hash", "drop"] = "hash"
     push: Name | None = None
-    public: bool = False
+    public: Flag = False
 
 
 class LearningBody(Strict):
     scope: Literal["conversation", "rater"]
     subject: Name
-    learn: bool
+    learn: Flag
 
 
 class ErasureBody(Strict):
@@ -83,10 +90,15 @@ def data_routes(data: DataOperations) -> APIRouter:
         """The import in progress, if there is one, and the earlier ones."""
         return data.imports()
 
-    @router.get("/export")
+    @router.get("/export", response_class=StreamingResponse, responses={200: {"content": _LINES}})
     def export(format: Literal["trl", "kto", "csv"] = "trl") -> StreamingResponse:  # noqa: A002 - the public name
-        """Every real preference with where it comes from: TRL or KTO JSON lines, or CSV."""
-        return StreamingResponse(data.export_lines(format), media_type=MEDIA_TYPES[format])
+        """Every real preference with where it comes from: TRL or KTO JSON lines, or CSV.
+
+        What fails at its beginning has a status; what fails later cuts the connection, so that no part passes for all.
+        """
+        lines = data.export_lines(format)
+        begun = list(islice(lines, 1))
+        return StreamingResponse(chain(begun, lines), media_type=MEDIA_TYPES[format])
 
     @router.post("/datasets")
     def datasets(body: DatasetBody | None = None) -> dict[str, Any]:
@@ -127,7 +139,7 @@ def data_routes(data: DataOperations) -> APIRouter:
         return data.erase(body.rater)
 
     @router.post("/backups")
-    def back_up() -> dict[str, Any]:
+    def back_up(_: Nothing | None = None) -> dict[str, Any]:
         """Copy the store while it works."""
         return data.back_up()
 

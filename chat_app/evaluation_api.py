@@ -11,26 +11,27 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from chat_app.data_api import Strict
+from chat_app.fields import Id
 
 if TYPE_CHECKING:
     from chat_app.operations import Operations
 
 
 class EvaluationBody(Strict):
-    version: str
-    against: str | None = None
+    version: Id
+    against: Id | None = None
 
 
 class BenchmarkBody(Strict):
     benchmark: Annotated[str, Field(min_length=1, max_length=4096)]
-    version: str
-    against: str | None = None
+    version: Id
+    against: Id | None = None
     limit: Annotated[int | None, Field(ge=1)] = None
     max_tokens: Annotated[int, Field(ge=1, le=8192)] = 512
 
 
 class ComparisonBody(Strict):
-    versions: list[str] = Field(min_length=1, max_length=16)
+    versions: list[Id] = Field(min_length=1, max_length=16)
 
 
 def evaluation_routes(operations: Operations) -> APIRouter:

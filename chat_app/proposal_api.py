@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from chat_app.data_api import Strict
+from chat_app.fields import PathId
 
 if TYPE_CHECKING:
     from chat_app.operations import Operations
@@ -31,7 +32,7 @@ def proposal_routes(operations: Operations) -> APIRouter:
         return operations.proposals.as_body()
 
     @router.post("/proposals/{version}/dismiss")
-    def dismiss(version: str, body: DismissBody | None = None) -> dict[str, Any]:
+    def dismiss(version: PathId, body: DismissBody | None = None) -> dict[str, Any]:
         """Propose a version no longer, for good; a live trial that it wins may. 404 where it is not proposed."""
         body = body or DismissBody()
         operations.dismiss(version, reason=body.reason, by=body.by)

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from chat_app.data_api import Name, Strict
+from chat_app.fields import RecipeName, Taste
 from chat_app.operations import RATER, Operations
 
 Text = Annotated[str | None, Field(max_length=200)]
@@ -18,10 +19,10 @@ Text = Annotated[str | None, Field(max_length=200)]
 class PreflightBody(Strict):
     """As for a run."""
 
-    recipe: str | None = None
+    recipe: RecipeName | None = None
     max_steps: Annotated[int | None, Field(ge=1)] = None
     num_processes: Annotated[int | None, Field(ge=1)] = None
-    practice: str | None = None
+    practice: Taste | None = None
     without: Annotated[list[Name], Field(max_length=1_000)] | None = None
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from chat_app.data_api import Name, Strict
+from chat_app.data_api import Strict
+from chat_app.fields import Id, PathId
 
 if TYPE_CHECKING:
     from chat_app.operations import Operations
@@ -20,7 +21,7 @@ MAX_VOTES = 100_000
 
 
 class TrialBody(Strict):
-    version: Name
+    version: Id
     share: Annotated[float | None, Field(gt=0, le=1)] = None
     max_votes: Annotated[int | None, Field(ge=1, le=MAX_VOTES)] = None
     reason: Annotated[str, Field(max_length=2_000)] = ""
@@ -47,12 +48,12 @@ def trial_routes(operations: Operations) -> APIRouter:
         return {"trials": operations.trials.trials()}
 
     @router.get("/trials/{trial_id}")
-    def trial(trial_id: str) -> dict[str, Any]:
+    def trial(trial_id: PathId) -> dict[str, Any]:
         """One trial: state, votes, interval, what they say in a sentence."""
         return operations.trials.trial(trial_id)
 
     @router.post("/trials/{trial_id}/stop")
-    async def stop_trial(trial_id: str, _: NoBody | None = None) -> dict[str, Any]:
+    async def stop_trial(trial_id: PathId, _: NoBody | None = None) -> dict[str, Any]:
         """End a trial; the champion stays."""
         return await operations.trials.stop(trial_id)
 

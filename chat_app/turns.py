@@ -85,6 +85,10 @@ class TurnStream:
         await self._chunks.aclose()
         self.finish_reason = self.finish_reason or "cancelled"
 
+    def note_failure(self) -> None:
+        """Who followed it failed: it is stored as broken, never as complete or as stopped by a person."""
+        self.finish_reason = "error"
+
     def candidate(self) -> Candidate:
         """The record of this answer. Ask after the end; an answer nobody waited for is `cancelled`."""
         return Candidate(
@@ -130,6 +134,11 @@ class TurnStream:
             raise
         except (GeneratorExit, asyncio.CancelledError):
             self.finish_reason = self.finish_reason or "cancelled"
+            raise
+        except Exception:
+            self.finish_reason = (
+                "error"  # also where the engine had said `stop`: our own fault, and the end is not known
+            )
             raise
         finally:
             self.latency_ms = (self._clock() - began) * 1000

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
+from chat_app.fields import PathId
 from chat_app.watching import MAX_LOG_LINES, WatchingOperations
 
 # A report needs its own styles and nothing else: no script, no image, no form, no frame around it.
@@ -19,22 +20,22 @@ def watching_routes(watching: WatchingOperations) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["watching"])
 
     @router.get("/runs/{run_id}/metrics")
-    def metrics(run_id: str, since: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+    def metrics(run_id: PathId, since: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
         """The lines of every step after `since`; those with `eval/…` are validations."""
         return {"run_id": run_id, "lines": watching.metrics(run_id, since)}
 
     @router.get("/runs/{run_id}/log")
-    def log(run_id: str, lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 100) -> dict[str, Any]:
+    def log(run_id: PathId, lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 100) -> dict[str, Any]:
         """The last lines of what the run's processes print."""
         return {"run_id": run_id, "lines": watching.log(run_id, lines)}
 
     @router.get("/runs/{run_id}/report", response_class=HTMLResponse)
-    def report(run_id: str) -> HTMLResponse:
+    def report(run_id: PathId) -> HTMLResponse:
         """The report of a run that has ended: a page that stands alone."""
         return HTMLResponse(watching.report(run_id), headers={"Content-Security-Policy": REPORT_POLICY})
 
     @router.get("/evaluations/{evaluation_id}/report", response_class=HTMLResponse)
-    def evaluation_report(evaluation_id: str) -> HTMLResponse:
+    def evaluation_report(evaluation_id: PathId) -> HTMLResponse:
         """The report of an evaluation or a benchmark: a page that stands alone."""
         page = watching.evaluation_report(evaluation_id)
         return HTMLResponse(page, headers={"Content-Security-Policy": REPORT_POLICY})

@@ -11,23 +11,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME = 100
+PLAIN_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_PLAIN = re.compile(PLAIN_NAME.rstrip("$"))
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` can be a file or folder that Zephyr Loop made: ask before a name from outside meets the disk.
+
+    At most `LONGEST_NAME` ASCII letters, digits, dots, dashes and underscores, a letter or digit first: no path, no
+    `..`, no NUL, nothing that a file system calls too long.
+    """
+    return len(name) <= LONGEST_NAME and _PLAIN.fullmatch(name) is not None
+
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, atomically and synced to disk."""
+    """Replace `path` by `value` as JSON, atomically and synced to disk. Raises OSError: then nothing is left behind."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

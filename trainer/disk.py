@@ -14,6 +14,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from trainer.base_model import BaseModel, base_directory
@@ -51,7 +52,7 @@ def bytes_needed(base: BaseModel, models_dir: Path, recipe: Recipe) -> int:
     if converted:
         shapes = dict(_safetensors_shapes(converted))
     elif base.gguf is not None:
-        shapes = dict(_gguf_shapes(base.gguf))
+        shapes = _gguf_shapes(base.gguf, base.gguf.stat().st_mtime_ns)
     else:
         return SLACK
     whole = sum(math.prod(shape) for shape in shapes.values())
@@ -99,11 +100,12 @@ def _safetensors_shapes(paths: list[Path]) -> Iterator[tuple[str, list[int]]]:
                 yield name, entry["shape"]
 
 
-def _gguf_shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
+@lru_cache(maxsize=4)
+def _gguf_shapes(path: Path, _written_at: int) -> dict[str, list[int]]:
+    """Read once: the reader goes through the whole vocabulary, for seconds in which no other thread gets a word in."""
     from gguf import GGUFReader
 
-    for tensor in GGUFReader(path).tensors:
-        yield tensor.name, [int(size) for size in tensor.shape]
+    return {tensor.name: [int(size) for size in tensor.shape] for tensor in GGUFReader(path).tensors}
 
 
 def _mib(size: int) -> str:

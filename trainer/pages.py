@@ -7,6 +7,7 @@ pictures are SVG of our own drawing. No script, nothing from elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ def write_page(directory: Path, page: str) -> Path:
     """Write DIRECTORY/report.html, whole or not at all."""
     path = directory / REPORT
     temporary = path.with_name(f".{REPORT}")
-    temporary.write_text(page, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     return path
 
 

@@ -36,7 +36,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from feedback_store.durable import new_directory, read_json, write_json
+from feedback_store.durable import is_plain_name, new_directory, read_json, sync, write_json
 from trainer.errors import RunNotFound
 
 BEST = "best"
@@ -103,7 +103,7 @@ class Run:
     @classmethod
     def open(cls, runs_dir: Path, run_id: str) -> Run:
         """The run called `run_id`. Raises RunNotFound."""
-        if Path(run_id).name != run_id or not (runs_dir / run_id / "config.json").is_file():
+        if not is_plain_name(run_id) or not (runs_dir / run_id / "config.json").is_file():
             raise RunNotFound(run_id)
         return cls(runs_dir / run_id)
 
@@ -222,15 +222,18 @@ class Run:
     def reopen(self) -> None:
         """Back to `queued` after a failure or a cancelling: it goes on from its last checkpoint, and is judged anew."""
         assert not self.is_active, f"run {self.run_id} is {self.state} and was resumed"
-        for name in ("failure.json", "evaluation.json"):
-            (self.directory / name).unlink(missing_ok=True)
         kept = {key: value for key, value in self.record.items() if key in ("cores", "halvings")}
         resumed = self.record.get("resumed", 0) + 1
         with self._writing:
+            # What needs room comes first: on a full disk the run stays as it was.
+            reopened = self.directory / ".reopened.json"
             write_json(
-                self.directory / "state.json",
-                {**kept, "state": RunState.QUEUED.value, "resumed": resumed, "updated_at": time.time()},
+                reopened, {**kept, "state": RunState.QUEUED.value, "resumed": resumed, "updated_at": time.time()}
             )
+            for name in ("failure.json", "evaluation.json"):
+                (self.directory / name).unlink(missing_ok=True)
+            reopened.replace(self.directory / "state.json")
+            sync(self.directory)
 
     def end(self, state: RunState, **details: Any) -> None:
         """The last transition: finished, failed or cancelled."""

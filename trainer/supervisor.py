@@ -10,6 +10,7 @@ machines, starting by the clock (`schedule.py` decides).
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from feedback_store.durable import read_json, write_json
+from feedback_store.durable import is_plain_name, new_directory, read_json, write_json
 from feedback_store.errors import StoreError
 from feedback_store.mixing import Mix
 from feedback_store.records import BASE_VERSION
@@ -270,7 +271,11 @@ class Supervisor:
         plan = self._planner.plan(**request)
         snapshot = self._snapshot_for(plan)
         run = plan_run(plan, snapshot, self.base, self.data_dir, "by_hand")
-        write_accelerate_config(run.directory, plan.launch)
+        try:
+            write_accelerate_config(run.directory, plan.launch)
+        except OSError:
+            shutil.rmtree(run.directory, ignore_errors=True)
+            raise
         return self._command(run)
 
     def command(self, run_id: str) -> dict[str, Any]:
@@ -353,7 +358,6 @@ class Supervisor:
         recipe, launch = load_recipe(PRACTICE if practice else DEFAULT), self._planner.launch(num_processes=1)
         snapshot = self._freeze(practice, recipe.mix(seed=0))
         directory = self.data_dir / "evaluations" / f"evaluation_{uuid.uuid4().hex[:12]}"
-        directory.mkdir(parents=True)
         request = comparison(
             recipe=recipe,
             base=self.base.as_dict(),
@@ -364,7 +368,8 @@ class Supervisor:
             champion=(against, weights_of(against, self.base.name, self.versions)),
             judge=self._judge_name,
         )
-        write_json(directory / "comparison.json", request)
+        with new_directory(directory) as unfinished:
+            write_json(unfinished / "comparison.json", request)
         result = self._evaluate_in(directory, launch)
         ensure_report(Run(directory))
         return {**result, "evaluation_id": directory.name}
@@ -396,7 +401,7 @@ class Supervisor:
     def evaluation_directory(self, evaluation_id: str) -> Path:
         """The directory of an evaluation or a benchmark that has ended. Raises EvaluationNotFound."""
         directory = self.data_dir / "evaluations" / evaluation_id
-        if Path(evaluation_id).name != evaluation_id or not (directory / "evaluation.json").is_file():
+        if not is_plain_name(evaluation_id) or not (directory / "evaluation.json").is_file():
             raise EvaluationNotFound(evaluation_id)
         return directory
 

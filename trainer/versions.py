@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feedback_store.durable import new_directory, read_json, sha256_of, write_json
+from feedback_store.durable import is_plain_name, new_directory, read_json, sha256_of, write_json
 from trainer.base_model import base_provenance
 from trainer.errors import VersionDamaged, VersionNotFound
 from trainer.finite import non_finite_tensor
@@ -33,7 +33,7 @@ from trainer.recipe import CONTINUED_PRETRAINING, DPO, FULL, KTO, LORA, QLORA, S
 from trainer.runs import Run, summary
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"^v(\d+)(?:-practice-[a-z0-9_-]+)?$")
+_NAME = re.compile(r"v([0-9]+)(?:-practice-[a-z0-9_-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,11 @@ class Versions:
     def names(self) -> list[str]:
         """All published versions in the order of their numbers; `v0` is not among them."""
         found = [path.parent.name for path in self.directory.glob(f"v*/{MANIFEST}")]
-        return sorted((name for name in found if _NAME.match(name)), key=_number)
+        return sorted((name for name in found if _NAME.fullmatch(name)), key=_number)
 
     def load(self, version: str) -> VersionManifest:
         """Raises VersionNotFound, VersionDamaged."""
-        if not _NAME.match(version):
+        if not is_plain_name(version) or not _NAME.fullmatch(version):
             raise VersionNotFound(version)
         try:
             values = read_json(self.directory / version / MANIFEST)

@@ -5,6 +5,7 @@ holds, so a reload, another tab or a restart shows the same.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,6 +15,7 @@ import gradio as gr
 
 from chat_app.admission import Place
 from chat_app.answers import ANYBODY, Asker, Comparison
+from chat_app.error_shape import BROKEN
 from chat_app.operations import Operations, Refused
 from chat_app.prompts import left_out_sentence
 from chat_app.serving.engine import EngineError
@@ -21,6 +23,8 @@ from chat_app.turns import TurnStream
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
 from feedback_store.records import Pair, PickChoice, Turn
+
+log = logging.getLogger(__name__)
 
 COMPARE = ("always", "sometimes", "never")
 PICKS = (
@@ -217,6 +221,10 @@ class ChatPage:
                         yield {self.thread: [*before, asked, *_growing(answer)]}
         except (EngineError, StoreError, Refused) as error:
             yield self._shown(turn.conversation_id) | {self.note: f"No answer: {error}"}
+            return
+        except Exception:
+            log.exception("An answer broke while it was shown.")
+            yield self._shown(turn.conversation_id) | {self.note: f"No answer: {BROKEN}"}
             return
         await self.operations.answers.settled()
         yield self._shown(turn.conversation_id) | ({self.note: STOPPED} if stopped else {})

@@ -87,11 +87,15 @@ def open_rows(source: str, *, endpoint: str | None = None, cache: Path | None = 
     ``endpoint`` and ``cache`` are the hub's address and the download folder where they are not the usual ones.
     Raises ``BadImport``: at once where the source cannot be found, while iterating at a row that cannot be read.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    try:
+        path = Path(source).expanduser()
+        is_file, is_there = path.is_file(), path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a home of nobody, NUL
+        raise BadImport(source, "no file here can have that name, or it may not be looked at.") from error
+    if is_file:
         _kind(path)
         return Rows([path])
-    if path.exists():
+    if is_there:
         raise BadImport(source, "it is a folder. Name one file in it.")
     if _HUB_ID.fullmatch(source) and not source.endswith((*SUFFIXES, ".gz")):
         return Rows(_download(source, endpoint, cache))
@@ -295,7 +299,7 @@ def _suffix(name: str) -> str | None:
 def _download(hub_id: str, endpoint: str | None, cache: Path | None) -> list[Path]:
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     api = HfApi(endpoint=endpoint)
     try:
@@ -305,6 +309,8 @@ def _download(hub_id: str, endpoint: str | None, cache: Path | None) -> list[Pat
         if not names:
             raise BadImport(hub_id, "its train split is not clear from its file names. Download one file and name it.")
         return [Path(api.hf_hub_download(hub_id, name, repo_type="dataset", cache_dir=cache)) for name in names]
+    except HFValidationError as error:
+        raise BadImport(hub_id, f"no data set of the hub can have that name ({error}).") from error
     except RepositoryNotFoundError as error:
         raise BadImport(hub_id, "the hub has no such data set, or it is private (then set HF_TOKEN).") from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:

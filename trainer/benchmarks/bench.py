@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from feedback_store.durable import write_json
+from feedback_store.durable import new_directory, write_json
 from feedback_store.records import BASE_VERSION
 from trainer.base_model import BaseModel
 from trainer.benchmarks.ifeval import check_ifeval_available
@@ -80,8 +80,8 @@ def run_benchmark(asked: Asked, place: Place) -> dict[str, Any]:
     request = _request(asked, place)  # refuses versions that are not there, before anything is made
     questions = load_questions(asked.benchmark, place.data_dir, asked.limit)
     directory = place.data_dir / "evaluations" / f"benchmark_{uuid.uuid4().hex[:12]}"
-    directory.mkdir(parents=True)
-    write_json(directory / "benchmark.json", {**request, "questions": [one.as_dict() for one in questions]})
+    with new_directory(directory) as unfinished:
+        write_json(unfinished / "benchmark.json", {**request, "questions": [one.as_dict() for one in questions]})
     answered = place.ask_child(directory)
     judge = None if asked.benchmark == IFEVAL else place.judge
     said = _judged(asked, judge, place.data_dir, questions, answered["answers"])

@@ -136,8 +136,8 @@ def _rows(
 def _file_rows(
     name: str, endpoint: str | None = None, cache: Path | None = None
 ) -> Iterable[tuple[int, dict[str, Any]]]:
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         if path.suffix == ".txt" and path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             return [(number, {"prompt": line}) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -145,7 +145,7 @@ def _file_rows(
     except BadImport as error:
         named = ", ".join(SOURCES)
         raise BadRunRequest(f"There is no benchmark {name!r}: {error} The named ones are {named}.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # no home, NUL, no UTF-8
         raise BadRunRequest(f"{name} cannot be read ({error}). Save it as UTF-8 text, one prompt a line.") from error
 
 
