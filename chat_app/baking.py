@@ -259,8 +259,8 @@ def _late_after(before: Sequence[tuple[float, float]]) -> Callable[[float, float
     usual_load = statistics.median(load for _, load in before)
 
     def is_late(first_token_s: float, load: float) -> bool:
-        usual_s = median_s * max(1.0, load / usual_load)
-        return first_token_s > max(LATER_TIMES * usual_s, usual_s + LATER_S)
+        times = max(1.0, load / usual_load)
+        return first_token_s > times * max(LATER_TIMES * median_s, median_s + LATER_S)
 
     return is_late
 

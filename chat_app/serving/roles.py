@@ -21,14 +21,15 @@ async def first_refused(messages: Sequence[Message], reads: Reads) -> int | None
     if await reads(messages):
         return None
     taken, refused = 0, len(messages)
-    if messages[0]["role"] == "system" and len(messages) > 1:  # a template may want a user message after it
-        if not await reads([messages[0], Message(role="user", content="Hello")]):
-            return 0
-        taken = 1
     while refused - taken > 1:
         middle = (taken + refused) // 2
-        if await reads(messages[:middle]):
+        if await reads(_asking(messages[:middle])):
             taken = middle
         else:
             refused = middle
     return refused - 1
+
+
+def _asking(beginning: Sequence[Message]) -> Sequence[Message]:
+    """A beginning that can be answered: some servers do not render an answer at the end, they go on with it."""
+    return beginning if beginning[-1]["role"] == "user" else [*beginning, Message(role="user", content="Hello")]
