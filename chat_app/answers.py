@@ -18,7 +18,7 @@ from chat_app.admission import Admission, Place
 from chat_app.metrics import Metrics
 from chat_app.pairs import shuffle
 from chat_app.prompts import LeftOut, Prompt, fit
-from chat_app.serving.engine import MAX_SEED, Engine, EngineBroken, EngineError, Sampling
+from chat_app.serving.engine import CLIENTS_FAULT, MAX_SEED, Engine, EngineBroken, EngineError, Sampling, is_its_fault
 from chat_app.serving.slot import ModelSlot
 from chat_app.turns import TurnStream, merge
 from feedback_store.records import Candidate, Message, Pair, new_id, now
@@ -54,10 +54,14 @@ class _Duel:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks, for admission only (never stored), and through which door, for the metrics."""
+    """Who asks, for admission only (never stored), and through which door, for the metrics.
+
+    `origin`: where from. A client may call itself as it likes, so whose rating it is goes by this.
+    """
 
     user: str = "local"
     route: str = "page"
+    origin: str = "local"
 
 
 ANYBODY = Asker()
@@ -73,7 +77,7 @@ class Watcher(Protocol):
     def begun(self, turn: TurnStream) -> None:
         """An answer grows; told more than once of each."""
 
-    def ended(self, turn: TurnStream) -> None: ...
+    def ended(self, turn: TurnStream, origin: str) -> None: ...
     def could_not_begin(self, version: str, candidate_id: str, error: EngineError) -> None: ...
 
 
@@ -95,6 +99,13 @@ class NothingWritten(Exception):
     def __init__(self, error: EngineError | None = None) -> None:
         super().__init__(str(error or "an empty answer"))
         self.error = error
+
+
+def _may_be_another_answers(answer: TurnStream) -> bool:
+    """Whether another version may write what this one did not: not where the request is why there is nothing."""
+    if answer.error is not None:
+        return not isinstance(answer.error, CLIENTS_FAULT)
+    return answer.finish_reason != "cancelled" and answer.is_on_own_terms
 
 
 class Contest(Protocol):
@@ -197,12 +208,16 @@ class Answers:
                 raise
             finally:
                 self._account(request.place, request.asker, answer)
-                keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, request.turn_id)
-        if from_first_word and not answer.text.strip() and answer.finish_reason != "cancelled":
+                if not isinstance(answer.error, CLIENTS_FAULT):  # then there is no answer of this version
+                    keeping = self._in_background(self._keep_answer, answer.candidate(), prompt, request.turn_id)
+        has_words = bool(answer.text.strip())
+        if from_first_word and not has_words and _may_be_another_answers(answer):
             raise NothingWritten(answer.error)
         if answer.error is not None:
             raise answer.error
         await asyncio.shield(keeping)
+        if from_first_word and not has_words and answer.finish_reason != "cancelled":
+            yield answer  # it is empty because the request has it so
 
     @asynccontextmanager
     async def _prompt(
@@ -215,7 +230,7 @@ class Answers:
                 engine = await pins.enter_async_context(self.slot.pin(version))
                 prompt = await fit(engine, request.messages, request.sampling)
             except EngineError as error:
-                if not from_first_word:
+                if not from_first_word or isinstance(error, CLIENTS_FAULT):
                     raise
                 self._watcher.could_not_begin(champion, new_id("cand"), error)
                 raise NothingWritten(error) from error
@@ -335,7 +350,8 @@ class Answers:
         finally:
             self._account(place, asker, first, second)
             if not duel.is_complete:
-                for answer in (first, second):
+                kept = (one for one in (first, second) if not isinstance(one.error, CLIENTS_FAULT))
+                for answer in kept:
                     self._in_background(self._keep_answer, answer.candidate(), duel.prompt, None)
 
     async def _judge_challenger(self, duel: _Duel) -> None:
@@ -346,7 +362,8 @@ class Answers:
         champion = duel.first if answer is duel.second else duel.second
         if champion.error is not None:
             return
-        await self._note_challenger(answer.version, answer.error)
+        if answer.error is None or is_its_fault(answer.error, on_own_terms=answer.is_on_own_terms):
+            await self._note_challenger(answer.version, answer.error)
         if answer.error is not None:
             raise ChallengerFailed(str(answer.error)) from answer.error
         if read.messages != duel.prompt.messages:
@@ -424,7 +441,7 @@ class Answers:
         for answer in answers:
             place.charge(answer.tokens)
             self._metrics.answered(answer, asker.route)
-            self._watcher.ended(answer)
+            self._watcher.ended(answer, asker.origin)
 
     async def settled(self) -> None:
         """Wait until everything written so far is stored."""

@@ -8,14 +8,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
@@ -31,6 +31,7 @@ from chat_app.evaluation_api import evaluation_routes
 from chat_app.fields import Id, IdempotencyKey, ModelName, PathId, PresetName, Reason, RecipeName, Stop, Taste
 from chat_app.health import Readiness
 from chat_app.metrics import CONTENT_TYPE
+from chat_app.openai_body import honoured, plain_messages
 from chat_app.openapi import describe
 from chat_app.operations import BLIND_SENTENCE, Operations, Refused
 from chat_app.prompts import LeftOut
@@ -39,11 +40,13 @@ from chat_app.raters_api import raters_routes
 from chat_app.scheduling_api import scheduling_routes
 from chat_app.serving.engine import (
     MAX_STOPS,
+    BadMessages,
     BadSampling,
     ContextOverflow,
     EngineBroken,
     EngineBusy,
     EngineError,
+    EngineRefused,
     NoRoom,
     VersionNotServed,
 )
@@ -76,6 +79,7 @@ METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 STATUSES: dict[type[Exception], int] = {
     BadSampling: 400,
+    BadMessages: 422,
     ContextOverflow: 413,
     VersionNotServed: 409,
     NoRoom: 409,
@@ -102,11 +106,11 @@ class MessageBody(BaseModel):
 
 
 UserName = Annotated[str | None, Field(max_length=MAX_USER_CHARACTERS)]
-Messages = Annotated[list[MessageBody], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[MessageBody], BeforeValidator(plain_messages), Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
 class ChatBody(BaseModel):
-    """OpenAI's body; keys this product has no use for are ignored, as clients send many."""
+    """OpenAI's body. A key that is not honoured here is refused by its name: `openai_body.py`."""
 
     messages: Messages
     model: ModelName = CHAMPION
@@ -120,6 +124,11 @@ class ChatBody(BaseModel):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     user: UserName = None
     safety_identifier: UserName = None  # the newer name of the same
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_honoured(cls, body: Any) -> Any:
+        return honoured(body, cls.model_fields)
 
 
 class PairBody(Strict):
@@ -242,7 +251,23 @@ def _messages(bodies: Sequence[MessageBody]) -> list[Message]:
 def _asker(request: Request, user: str | None, route: str) -> Asker:
     """Who asks, as far as one can tell without accounts: the name a client gives, else its address."""
     address = request.client.host if request.client is not None else "local"
-    return Asker(f"user:{user}" if user else f"address:{address}", route)
+    return Asker(f"user:{user}" if user else f"address:{address}", route, origin=f"address:{address}")
+
+
+@contextmanager
+def _counted_from(first: int) -> Iterator[None]:
+    """A refused message is named as its client counts: the product may have put `first` messages before its own."""
+    try:
+        yield
+    except BadMessages as error:
+        if error.index is None:
+            raise error.at(None, error.roles[first:]) from error
+        if error.index < first:
+            raise EngineRefused(
+                f"the chat template of {error.who} takes no system prompt ({error.said}): set ZLOOP_SYSTEM_PROMPT to "
+                "nothing, and choose no preset that has one"
+            ) from error
+        raise error.at(error.index - first, error.roles[first:]) from error
 
 
 # --- chat ------------------------------------------------------------------------------------------------------------
@@ -259,6 +284,7 @@ def _chat_routes(operations: Operations) -> APIRouter:
         where the user's own requests or tokens are too many, 503 where everybody's are.
         """
         version = operations.require_served(body.model)
+        sent = _messages(body.messages)
         sampling = operations.sampling(
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             temperature=body.temperature,
@@ -266,17 +292,20 @@ def _chat_routes(operations: Operations) -> APIRouter:
             seed=body.seed,
             stop=[body.stop] if isinstance(body.stop, str) else body.stop or (),
             preset=body.preset,
+            messages=sent,
         )
-        messages = operations.asked(_messages(body.messages), body.preset)
+        messages = operations.asked(sent, body.preset)
         asker = _asker(request, body.safety_identifier or body.user, "chat")
-        if not body.stream:
-            answering = operations.answers.answer(messages, sampling, asker, version)
-            turn = await while_present(request.receive, answering)
-            return JSONResponse(_completion(turn), headers=_headers(turn))
-        growing = operations.answers.stream(messages, sampling, asker=asker, version=version)
-        # What fails before the first token gets a status of its own.
-        first = await while_present(request.receive, _begun(growing))
-        return AnswerEvents(first, growing)
+        put_first = len(messages) - len(sent)
+        with _counted_from(put_first):
+            if not body.stream:
+                answering = operations.answers.answer(messages, sampling, asker, version)
+                turn = await while_present(request.receive, answering)
+                return JSONResponse(_completion(turn), headers=_headers(turn))
+            growing = operations.answers.stream(messages, sampling, asker=asker, version=version)
+            # What fails before the first token gets a status of its own.
+            first = await while_present(request.receive, _begun(growing))
+            return AnswerEvents(first, growing, put_first)
 
     @router.get("/presets")
     async def presets() -> dict[str, Any]:
@@ -342,9 +371,9 @@ async def _begun(growing: AsyncGenerator[TurnStream | Place, None]) -> TurnStrea
 class AnswerEvents(StreamingResponse):
     """A growing answer as server-sent events; when the client leaves, the answer stops."""
 
-    def __init__(self, turn: TurnStream, growing: AsyncGenerator[TurnStream | Place, None]) -> None:
+    def __init__(self, turn: TurnStream, growing: AsyncGenerator[TurnStream | Place, None], put_first: int) -> None:
         headers = {**_headers(turn), "Cache-Control": "no-store"}
-        super().__init__(_events(turn, growing), media_type="text/event-stream", headers=headers)
+        super().__init__(_events(turn, growing, put_first), media_type="text/event-stream", headers=headers)
         self._growing = growing
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
@@ -358,7 +387,7 @@ class AnswerEvents(StreamingResponse):
             await self.stream_response(send)
 
 
-async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream | Place]) -> AsyncIterator[str]:
+async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream | Place], put_first: int) -> AsyncIterator[str]:
     said_what_is_left_out = False
 
     def event(delta: dict[str, str], finish_reason: str | None = None) -> str:
@@ -378,10 +407,11 @@ async def _events(turn: TurnStream, growing: AsyncIterator[TurnStream | Place]) 
     sent = len(turn.text)
     yield event({"role": "assistant", "content": turn.text})
     try:
-        async for _ in growing:
-            if len(turn.text) > sent:
-                yield event({"content": turn.text[sent:]})
-                sent = len(turn.text)
+        with _counted_from(put_first):
+            async for _ in growing:
+                if len(turn.text) > sent:
+                    yield event({"content": turn.text[sent:]})
+                    sent = len(turn.text)
     except EngineError as error:
         yield f"data: {json.dumps(error_body('engine_failed', str(error)))}\n\n"
         return
@@ -409,12 +439,20 @@ def _feedback_routes(operations: Operations) -> APIRouter:
     @router.post("/pairs")
     async def pairs(body: PairBody, request: Request) -> dict[str, Any]:
         """Two answers to the same messages, blind, in random order. 429 and 503 as for one answer."""
+        sent = _messages(body.messages)
         sampling = operations.sampling(
-            max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed, preset=body.preset
+            max_tokens=body.max_tokens,
+            temperature=body.temperature,
+            seed=body.seed,
+            preset=body.preset,
+            messages=sent,
         )
+        messages = operations.asked(sent, body.preset)
         asker = _asker(request, body.user, "pairs")
-        making = operations.answers.make_pair(operations.asked(_messages(body.messages), body.preset), sampling, asker)
-        pair, left_out = await while_present(request.receive, making)
+        with _counted_from(len(messages) - len(sent)):
+            pair, left_out = await while_present(
+                request.receive, operations.answers.make_pair(messages, sampling, asker)
+            )
         return {
             **_left_out(left_out),
             "pair_id": pair.pair_id,
@@ -613,7 +651,8 @@ def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> Non
             log.warning("%s: %s", type(error).__name__, error)
         extra = error.run.as_body() if hasattr(error, "run") else {}
         retry_after_s = math.ceil(error.retry_after_s) if isinstance(error, EngineBusy) else None
-        return error_response(status, str(error), extra=extra, retry_after_s=retry_after_s)
+        param = "messages" if isinstance(error, BadMessages) else None
+        return error_response(status, str(error), param=param, extra=extra, retry_after_s=retry_after_s)
 
     async def busy(_: Request, error: Exception) -> Response:
         assert isinstance(error, EngineBusy)
@@ -624,7 +663,7 @@ def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> Non
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        return error_response(error.status, str(error), retry_after_s=error.retry_after_s)
+        return error_response(error.status, str(error), param=error.param, retry_after_s=error.retry_after_s)
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

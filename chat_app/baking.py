@@ -5,6 +5,10 @@ and among the last ones of the version before. Two shares are compared by Fisher
 answers nothing else holds. The verdict is looked at after every answer, so the limit is strict; how often it is wrong
 where nothing is stands in docs/benchmarks/baking.md. Who collects the answers and goes back is `baking_watch.py`.
 
+An answer is judged by its text, its first token and its ratings only where it was drawn on the product's own terms:
+what a request chose itself (a stop text, a limit, a seed, a system prompt) is no evidence. That it failed counts on any
+terms, unless the request is to blame (`serving.engine.NOT_ITS_FAULT`).
+
 Not covered: trouble that both versions have alike. First-token times are compared with those of minutes before, so only
 answers that come very much later count, and where more are written at once they may come later. An outage that begins
 in the watch looks like the new version's fault.
@@ -15,6 +19,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,6 +29,7 @@ UNLIKELY = 1e-4
 FEWEST_BAD = 3
 # A version that nobody has used says little; it is taken to have written this many good answers more than were seen.
 ASSUMED_GOOD = 20
+MOST_RATINGS = 2  # of one origin that count: nobody alone takes a version back by rating it down
 IN_A_ROW = 5  # answers that failed or were empty, whatever the version before did
 
 # An answer is late, long or repetitive by these limits.
@@ -62,8 +68,10 @@ EXCESS = {
 class Answered:
     """What is kept of one answer; its text is not. `first_token_s` None: nothing came, or it is not known any more.
 
-    `load`: the most answers that were written at once, this one among them, until its first token came. `characters`
-    0: it is empty. `rating` is `up`, `down` or None.
+    `load`: the most answers that were written at once, this one among them, until its first token came; one with a long
+    prompt to read counts as several. `characters`
+    0: it is empty. `rating` is `up`, `down` or None. `on_own_terms`: the request left to the product how it is drawn.
+    `origin`: who asked for it, as far as ratings are told apart by that; empty where it is not known.
     """
 
     candidate_id: str
@@ -71,12 +79,19 @@ class Answered:
     characters: int
     repetitive: bool
     first_token_s: float | None = None
-    load: int = 1
+    load: float = 1
     rating: str | None = None
+    on_own_terms: bool = True
+    origin: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its text says something about the version."""
+        return self.on_own_terms and not self.failed
 
     @property
     def is_empty(self) -> bool:
-        return not self.failed and not self.characters
+        return self.is_whole and not self.characters
 
 
 def answered(
@@ -85,12 +100,15 @@ def answered(
     *,
     failed: bool,
     first_token_s: float | None = None,
-    load: int = 1,
+    load: float = 1,
     rating: str | None = None,
+    on_own_terms: bool = True,
+    origin: str = "",
 ) -> Answered:
     """What is kept of an answer with this text."""
     text = text.strip()
-    return Answered(candidate_id, failed, len(text), is_repetitive(text), first_token_s, load, rating)
+    repetitive = is_repetitive(text)
+    return Answered(candidate_id, failed, len(text), repetitive, first_token_s, load, rating, on_own_terms, origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +156,7 @@ def decide(
     previous: str,
     *,
     engine_died: bool = False,
-    waiting: Sequence[tuple[float, int]] = (),
+    waiting: Sequence[tuple[float, float]] = (),
     judge_length: bool = True,
 ) -> Verdict:
     """Whether the answers `seen` of a new version are clearly worse than those of `previous`, oldest first in both.
@@ -151,14 +169,27 @@ def decide(
     if not judge_length:
         shares = [share for share in shares if share.measure is not Measure.LONG]
     reasons = ["its engine stopped while it answered"] if engine_died else []
-    last = seen[-IN_A_ROW:]
+    last = [one for one in seen if one.failed or one.on_own_terms][-IN_A_ROW:]
     if len(last) == IN_A_ROW and all(one.failed or one.is_empty for one in last):
         reasons.append(f"{IN_A_ROW} answers in a row failed or were empty")
     reasons += [share.sentence(previous) for share in shares if share.is_clearly_worse]
     return Verdict(tuple(shares), tuple(reasons))
 
 
-def _shares(seen: Sequence[Answered], before: Sequence[Answered], waiting: Sequence[tuple[float, int]]) -> list[Share]:
+def text_troubles(one: Answered, before: Sequence[Answered]) -> frozenset[Measure]:
+    """What is wrong with the text of an answer, by those of the version before."""
+    longest = _longest(before)
+    found = {
+        Measure.EMPTY: one.is_empty,
+        Measure.REPETITIVE: one.is_whole and one.repetitive,
+        Measure.LONG: longest is not None and one.is_whole and one.characters > longest,
+    }
+    return frozenset(measure for measure, is_so in found.items() if is_so)
+
+
+def _shares(
+    seen: Sequence[Answered], before: Sequence[Answered], waiting: Sequence[tuple[float, float]]
+) -> list[Share]:
     def share(measure: Measure, new: Sequence[bool], old: Sequence[bool]) -> Share:
         return Share(measure, sum(new), len(new), sum(old), len(old))
 
@@ -173,8 +204,8 @@ def _shares(seen: Sequence[Answered], before: Sequence[Answered], waiting: Seque
         ),
         share(
             Measure.DISLIKED,
-            [one.rating == "down" for one in seen if one.rating is not None],
-            [one.rating == "down" for one in before if one.rating is not None],
+            [rating == "down" for rating in _ratings(seen)],
+            [rating == "down" for rating in _ratings(before)],
         ),
     ]
     times_before = _first_tokens(before)
@@ -182,35 +213,54 @@ def _shares(seen: Sequence[Answered], before: Sequence[Answered], waiting: Seque
         is_late = _late_after(times_before)
         late = [is_late(*one) for one in _first_tokens(seen)] + [True for one in waiting if is_late(*one)]
         shares.append(share(Measure.LATE, late, [is_late(*one) for one in times_before]))
-    lengths_before = [one.characters for one in whole_before if one.characters]
-    if len(lengths_before) >= FEWEST_BEFORE:
-        longest = LONGER_TIMES * statistics.median(lengths_before)
-        lengths = [one.characters for one in whole if one.characters]
+    longest = _longest(before)
+    if longest is not None:
         shares.append(
-            share(Measure.LONG, [one > longest for one in lengths], [one > longest for one in lengths_before])
+            share(Measure.LONG, *([one > longest for one in _lengths(answers)] for answers in (seen, before)))
         )
     return shares
 
 
 def _whole(answers: Sequence[Answered]) -> list[Answered]:
-    return [one for one in answers if not one.failed]
+    return [one for one in answers if one.is_whole]
 
 
-def _first_tokens(answers: Sequence[Answered]) -> list[tuple[float, int]]:
-    return [(one.first_token_s, one.load) for one in answers if one.first_token_s is not None]
+def _lengths(answers: Sequence[Answered]) -> list[int]:
+    return [one.characters for one in answers if one.is_whole and one.characters]
 
 
-def _late_after(before: Sequence[tuple[float, int]]) -> Callable[[float, int], bool]:
+def _longest(before: Sequence[Answered]) -> float | None:
+    """More characters than this are long; None where there are too few answers to say."""
+    lengths = _lengths(before)
+    return None if len(lengths) < FEWEST_BEFORE else LONGER_TIMES * statistics.median(lengths)
+
+
+def _ratings(answers: Sequence[Answered]) -> list[str]:
+    """The ratings that count: a few of each origin."""
+    counted: list[str] = []
+    given: Counter[str] = Counter()
+    for one in answers:
+        if one.rating is not None and one.on_own_terms and given[one.origin] < MOST_RATINGS:
+            counted.append(one.rating)
+            given[one.origin] += bool(one.origin)
+    return counted
+
+
+def _first_tokens(answers: Sequence[Answered]) -> list[tuple[float, float]]:
+    return [(one.first_token_s, one.load) for one in answers if one.first_token_s is not None and one.on_own_terms]
+
+
+def _late_after(before: Sequence[tuple[float, float]]) -> Callable[[float, float], bool]:
     """Whether a first token is late under a load, by those of the version before.
 
-    Where n times as many answers are written at once, it may come n times as late.
+    Where n times as much is read and written at once, it may come n times as late.
     """
     median_s = statistics.median(first_token_s for first_token_s, _ in before)
     usual_load = statistics.median(load for _, load in before)
 
-    def is_late(first_token_s: float, load: int) -> bool:
-        usual_s = median_s * max(1.0, load / usual_load)
-        return first_token_s > max(LATER_TIMES * usual_s, usual_s + LATER_S)
+    def is_late(first_token_s: float, load: float) -> bool:
+        times = max(1.0, load / usual_load)
+        return first_token_s > times * max(LATER_TIMES * median_s, median_s + LATER_S)
 
     return is_late
 

@@ -6,6 +6,9 @@ Where it sits: an attribute of `Operations`; `answers.py` reports to it (it is t
 version before warm, so that going back is a flip and drops nothing. While the watch lasts, an answer that the new
 version breaks, or ends empty, before its first word is asked of the version before, and the person sees only that one.
 
+Only what a version did on its own terms counts (`baking.py`). A text that looks bad may be what its client asked for,
+so it counts once the version before, asked the same, wrote a better one; where that one is gone, at once.
+
 The watch lasts until both limits are over (ZLOOP_BAKING_REQUESTS, ZLOOP_BAKING_S), at most a day. A promotion or a
 rollback by a person ends it; so does a restart of the server. What is compared with: the last answers of the version
 before, from the store; their first-token times are kept in memory only, so there are none right after a restart.
@@ -15,15 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from chat_app.baking import Answered, Measure, Verdict, answered, decide
+from chat_app.baking import Answered, Measure, Verdict, answered, decide, text_troubles
 from chat_app.metrics import Metrics
-from chat_app.serving.engine import BadSampling, ContextOverflow, EngineBusy, EngineError
+from chat_app.prompts import fit
+from chat_app.serving.engine import MAX_SEED, EngineError, is_its_fault
 from chat_app.serving.slot import ModelSlot
 from chat_app.settings import Settings
 from chat_app.turns import TurnStream
@@ -36,18 +42,25 @@ LONGEST_S = 24 * 3600.0
 LOOK_EVERY_S = 0.5
 SILENT_S = 20.0  # in the middle of an answer: as good as broken
 RETRY_S = 5.0
-NOT_ITS_FAULT = (ContextOverflow, EngineBusy, BadSampling)
+LONG_PROMPT_CHARACTERS = 2_000  # reading so many is taken for as much work as writing an answer beside the others
+ASKED_AGAIN_AT_ONCE, ASKED_AGAIN, ASKED_AGAIN_S = 3, 20, 120.0  # of the version before: at once, waiting, at most
 
 State = Literal["watching", "kept", "taken back", "ended"]
 
 
 @dataclass
 class Growing:
-    """An answer being written; `load`: the most at once until its first token."""
+    """An answer being written; `load`: the most work at once until its first token."""
 
     turn: TurnStream
     began: float
-    load: int
+    prompt_characters: int
+    load: float = 0.0
+
+    @property
+    def work(self) -> float:
+        """1 for writing; as long as a long prompt is being read, more."""
+        return 1.0 if self.turn.wrote_at is not None else max(1.0, self.prompt_characters / LONG_PROMPT_CHARACTERS)
 
 
 @dataclass
@@ -65,22 +78,31 @@ class Watch:
     rescued: int = 0
     engine_died: bool = False
     seen: deque[Answered] = field(default_factory=lambda: deque(maxlen=LAST))
+    doubted: set[str] = field(default_factory=set)  # candidates of `seen` whose text may be their client's doing
     ratings: dict[str, str] = field(default_factory=dict)
     growing: dict[str, Growing] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=lambda: Verdict((), ()))
     reason: str = ""  # why it was taken back
     took_s: float = 0.0
 
-    def look(self, now: float) -> Verdict:
-        """Judge what has been seen, by the clock `now`."""
+    def look(self, now: float, crowd: float = 1.0) -> Verdict:
+        """Judge what has been seen, by the clock `now`.
+
+        `crowd`: how many times the usual work there is, answer by answer; where long prompts are read others wait.
+        """
         waiting = []
         silent = []
         for one in self.growing.values():
             if one.turn.wrote_at is None:
-                waiting.append((now - one.began, one.load))
-            elif now - one.turn.wrote_at > SILENT_S:
+                if one.turn.is_on_own_terms:
+                    waiting.append((now - one.began, one.load))
+            elif now - one.turn.wrote_at > SILENT_S * crowd:
                 silent.append(answered(one.turn.candidate_id, "", failed=True))
-        seen = [replace(one, rating=self.ratings.get(one.candidate_id)) for one in self.seen]
+        seen = [
+            replace(one, rating=self.ratings.get(one.candidate_id))
+            for one in self.seen
+            if one.candidate_id not in self.doubted
+        ]
         self.verdict = decide(
             [*seen, *silent],
             self.before,
@@ -119,7 +141,10 @@ class Baking:
         self._looking: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._growing: dict[str, Growing] = {}
-        self._first_tokens: dict[str, tuple[float, int]] = {}  # seconds and load by candidate, the last of all versions
+        self._first_tokens: dict[str, tuple[float, float]] = {}  # seconds and load by candidate, of all versions
+        self._asked_again: set[asyncio.Task[None]] = set()
+        self._at_once = asyncio.Semaphore(ASKED_AGAIN_AT_ONCE)
+        self._dice = random.SystemRandom()
 
     # --- beginning and ending --------------------------------------------------------------------------------------
 
@@ -164,9 +189,10 @@ class Baking:
         if self._watch is not None and self._watch.state == "watching":
             self.end()
         self._wake.set()
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        tasks = [*self._asked_again, *([] if self._looking is None else [self._looking])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- what `answers.py` reports ---------------------------------------------------------------------------------
 
@@ -187,18 +213,20 @@ class Baking:
         """An answer is asked for, or grows."""
         if turn.candidate_id in self._growing:
             return
-        one = self._growing[turn.candidate_id] = Growing(turn, self._clock(), len(self._growing) + 1)
+        characters = sum(len(message["content"]) for message in turn.messages)
+        one = self._growing[turn.candidate_id] = Growing(turn, self._clock(), characters)
+        load = self._load()
         for other in self._growing.values():
             if other.turn.wrote_at is None:
-                other.load = max(other.load, len(self._growing))
+                other.load = max(other.load, load)
         if self._watch is not None and turn.version == self._watch.version:
             self._watch.begun += 1
             self._watch.growing[turn.candidate_id] = one
 
-    def ended(self, turn: TurnStream) -> None:
-        """An answer ended, however it did; one that somebody stopped says nothing."""
+    def ended(self, turn: TurnStream, origin: str) -> None:
+        """An answer for `origin` ended, however it did; one that somebody stopped says nothing."""
         growing = self._growing.pop(turn.candidate_id, None)
-        load = 1 if growing is None else growing.load
+        load = 1.0 if growing is None else growing.load
         first_token_s = None if turn.first_token_ms is None else turn.first_token_ms / 1000
         if first_token_s is not None:
             self._first_tokens[turn.candidate_id] = first_token_s, load
@@ -209,8 +237,16 @@ class Baking:
             return
         watch.growing.pop(turn.candidate_id, None)
         if watch.state == "watching" and turn.finish_reason != "cancelled":
-            failed = turn.finish_reason == "error"
-            one = answered(turn.candidate_id, turn.text, failed=failed, first_token_s=first_token_s, load=load)
+            one = answered(
+                turn.candidate_id,
+                turn.text,
+                failed=turn.finish_reason == "error",
+                first_token_s=first_token_s,
+                load=load,
+                on_own_terms=turn.is_on_own_terms,
+                origin=origin,
+            )
+            self._doubt(watch, one, turn)
             self._see(watch, one, turn.error, engine_is_alive=turn.engine_is_alive)
 
     def could_not_begin(self, version: str, candidate_id: str, error: EngineError) -> None:
@@ -224,13 +260,61 @@ class Baking:
             self._watch.ratings[candidate_id] = rating
 
     def _see(self, watch: Watch, one: Answered, error: EngineError | None, *, engine_is_alive: bool) -> None:
-        if isinstance(error, NOT_ITS_FAULT):
+        if error is not None and not is_its_fault(error, on_own_terms=one.on_own_terms):
             return
-        watch.requests += 1
+        watch.requests += one.failed or one.on_own_terms
         watch.seen.append(one)
-        watch.engine_died = watch.engine_died or not engine_is_alive
-        if watch.look(self._clock()).go_back:
+        watch.engine_died = watch.engine_died or (one.on_own_terms and not engine_is_alive)
+        self._look_now(watch)
+
+    def _look_now(self, watch: Watch) -> None:
+        if watch.look(self._clock(), self._crowd()).go_back:
             self._wake.set()
+
+    def _load(self) -> float:
+        """The work of all that is being written, for the watch too."""
+        return sum(one.work for one in self._growing.values()) + min(len(self._asked_again), ASKED_AGAIN_AT_ONCE)
+
+    def _crowd(self) -> float:
+        return max(1.0, self._load() / max(1, len(self._growing)))
+
+    # --- asking the version before -------------------------------------------------------------------------------
+
+    def _doubt(self, watch: Watch, one: Answered, turn: TurnStream) -> None:
+        """Where something is wrong with a text, leave it out until the version before was asked the same."""
+        troubles = text_troubles(one, watch.before)
+        if not troubles or self._slot is None or watch.previous not in self._slot.versions:
+            return
+        watch.doubted.add(one.candidate_id)
+        if len(self._asked_again) < ASKED_AGAIN:
+            task = asyncio.create_task(self._ask_again(watch, one.candidate_id, troubles, turn))
+            self._asked_again.add(task)
+            task.add_done_callback(self._asked_again.discard)
+
+    async def _ask_again(self, watch: Watch, candidate_id: str, troubles: frozenset[Measure], turn: TurnStream) -> None:
+        """Doubt an answer no longer where the version before has no such trouble with the same messages."""
+        try:
+            async with self._at_once, asyncio.timeout(ASKED_AGAIN_S):
+                text = await self._said_before(watch, turn, only_whether=troubles == {Measure.EMPTY})
+        except (EngineError, TimeoutError) as error:
+            log.info("%s could not be asked again what %s was asked: %s", watch.previous, watch.version, error)
+            return
+        if not troubles & text_troubles(answered(candidate_id, text, failed=False), watch.before):
+            watch.doubted.discard(candidate_id)
+            if watch.state == "watching":
+                self._look_now(watch)
+
+    async def _said_before(self, watch: Watch, turn: TurnStream, *, only_whether: bool) -> str:
+        """What the version before answers to the same; `only_whether` it does: up to its first word."""
+        assert self._slot is not None
+        sampling = replace(turn.sampling, seed=self._dice.randrange(MAX_SEED))
+        async with self._slot.pin(watch.previous) as engine:
+            prompt = await fit(engine, turn.messages, sampling)
+            async with aclosing(TurnStream(prompt, prompt.messages, sampling)) as again:
+                async for _ in again:
+                    if only_whether and again.text.strip():
+                        break
+            return again.text
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -238,7 +322,7 @@ class Baking:
         while (watch := self._watch) is not None and watch.state == "watching":
             self._wake.clear()
             now = self._clock()
-            if watch.look(now).go_back:
+            if watch.look(now, self._crowd()).go_back:
                 await self._take_back(watch)
             elif self._is_over(watch, now - watch.began):
                 watch.state = "kept"
@@ -253,6 +337,7 @@ class Baking:
 
     def _is_over(self, watch: Watch, passed_s: float) -> bool:
         enough = watch.requests >= self._settings.baking_requests and passed_s >= self._settings.baking_s
+        enough = enough and not self._asked_again  # which may still say something
         return enough or passed_s >= LONGEST_S
 
     async def _take_back(self, watch: Watch) -> None:

@@ -60,12 +60,18 @@ Number = TypeVar("Number", int, float)
 
 
 class Refused(Exception):
-    """A request that cannot be met as things stand; `status` is the HTTP status, the message a sentence for people."""
+    """A request that cannot be met as things stand; `status` is the HTTP status, the message a sentence for people.
 
-    def __init__(self, status: int, message: str, *, retry_after_s: int | None = None) -> None:
+    `param`: what of the request is to blame.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, retry_after_s: int | None = None, param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+        self.param = param
 
 
 class NeedsMaintenance(Refused):
@@ -295,15 +301,27 @@ class Operations:
         seed: int | None = None,
         stop: Sequence[str] = (),
         preset: str | None = None,
+        messages: Sequence[Message] = (),
     ) -> Sampling:
-        """A `Sampling` with the preset's values, else the product's, where a value is None; raises `BadSampling`."""
-        chosen = self._preset(preset)
+        """A `Sampling` with the preset's values, else the product's, where a value is None; raises `BadSampling`.
+
+        `messages`: those that a client sent; what it chose in them or by a value is named in `by_request`.
+        """
+        chosen, own = self._preset(preset), self.settings
+        given = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        usual = {"temperature": own.temperature, "top_p": Sampling().top_p, "max_tokens": own.max_tokens}
+        system = [message["content"] for message in messages if message["role"] == "system"]
+        by_request = [name for name, value in given.items() if value is not None and value != usual[name]]
+        by_request += [name for name, is_so in (("seed", seed is not None), ("stop", stop)) if is_so]
+        by_request += ["system"] if system and system != [own.system_prompt] else []
+        by_request += ["preset"] if chosen != Preset() else []
         return Sampling(
-            temperature=_first(temperature, chosen.temperature, self.settings.temperature),
+            temperature=_first(temperature, chosen.temperature, own.temperature),
             top_p=_first(top_p, Sampling().top_p),
-            max_tokens=_first(max_tokens, chosen.max_tokens, self.settings.max_tokens),
+            max_tokens=_first(max_tokens, chosen.max_tokens, own.max_tokens),
             seed=seed,
             stop=tuple(stop),
+            by_request=tuple(by_request),
         )
 
     def require_served(self, model: str) -> str | None:

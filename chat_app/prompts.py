@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from chat_app.serving.engine import Chunk, ContextOverflow, Engine, Sampling
+from chat_app.serving.engine import BadMessages, BadSampling, Chunk, ContextOverflow, Engine, Sampling
 from feedback_store.control_text import neutralised
 from feedback_store.records import Message
 
@@ -45,10 +45,16 @@ def left_out_sentence(messages: int) -> str:
 async def fit(engine: Engine, messages: Sequence[Message], sampling: Sampling) -> Prompt:
     """The prompt for one answer, or for both of a pair: system messages, the last message, and the turns that fit.
 
-    Raises ContextOverflow where the last message alone does not fit, and EngineError.
+    Raises ContextOverflow where the last message alone does not fit, BadSampling where a request asks for more tokens
+    than the model can have, and EngineError.
     """
     prompt = Prompt(engine, messages, await engine.control_markers())
     if engine.context_tokens is not None:
+        if "max_tokens" in sampling.by_request and sampling.max_tokens > engine.context_tokens:
+            raise BadSampling(
+                f"max_tokens is {sampling.max_tokens}, but {engine.version} reads and writes at most "
+                f"{engine.context_tokens} tokens: ask for no more than that, or leave max_tokens out"
+            )
         kept_for_answer = min(sampling.max_tokens, engine.context_tokens // ANSWER_SHARE)
         await prompt.make_room(engine.context_tokens, kept_for_answer)
     return prompt
@@ -124,6 +130,8 @@ class Prompt:
                 retries -= 1
                 messages = shorter
                 self.messages = min(self.messages, messages, key=len)
+            except BadMessages as error:
+                raise self._as_typed(error, len(messages)) from error
 
     def _shorter(
         self, messages: Sequence[Message], error: ContextOverflow, *, last: bool
@@ -139,6 +147,13 @@ class Prompt:
             fewest = next(fits, len(self._turns))
         return self._without(len(self._turns) if last else fewest)
 
+    def _as_typed(self, error: BadMessages, read: int) -> BadMessages:
+        """A refusal of the `read` messages that were asked about, with its place among all messages."""
+        turns = next(number for number in range(len(self._turns) + 1) if len(self._without(number)) == read)
+        gone = {index for turn in self._turns[:turns] for index in turn}
+        there = [index for index in range(len(self._all)) if index not in gone]
+        return error.at(None if error.index is None else there[error.index], [one["role"] for one in self._all])
+
     def _without(self, turns: int) -> tuple[Message, ...]:
         """The messages without the oldest turns."""
         gone = {index for turn in self._turns[:turns] for index in turn}
@@ -150,7 +165,10 @@ class Prompt:
 
     async def _count(self, turns: int) -> int | None:
         messages = self._without(turns)
-        tokens = await self._engine.prompt_tokens(neutralised(messages, self._markers))
+        try:
+            tokens = await self._engine.prompt_tokens(neutralised(messages, self._markers))
+        except BadMessages as error:
+            raise self._as_typed(error, len(messages)) from error
         if tokens is not None:
             self._counted[len(messages)] = tokens
         return tokens

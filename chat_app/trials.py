@@ -22,8 +22,7 @@ from typing import Any, Protocol
 
 from chat_app.answers import Answers
 from chat_app.serving.engine import (
-    BadSampling,
-    ContextOverflow,
+    NOT_ITS_FAULT,
     EngineBusy,
     EngineError,
     EngineStartFailed,
@@ -175,13 +174,10 @@ class TrialOperations:
         return trial.challenger
 
     async def answered(self, version: str, error: EngineError | None) -> None:
-        """Count the challenger's failures; too many in a row end the trial. Being busy is none."""
+        """Count the challenger's failures; too many in a row end the trial. What its client or nobody is to
+        blame for is none."""
         trial = self._running
-        if (
-            trial is None
-            or trial.challenger != version
-            or isinstance(error, EngineBusy | ContextOverflow | BadSampling)
-        ):
+        if trial is None or trial.challenger != version or isinstance(error, NOT_ITS_FAULT):
             return
         if isinstance(error, VersionNotServed):  # as after a pause of all engines; the next pair may have it again
             await self._serve(trial)

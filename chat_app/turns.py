@@ -71,6 +71,21 @@ class TurnStream:
         return self._chunks
 
     @property
+    def messages(self) -> tuple[Message, ...]:
+        """What is answered."""
+        return self._messages
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it is drawn."""
+        return self._sampling
+
+    @property
+    def is_on_own_terms(self) -> bool:
+        """Whether the request left to the product how it is drawn: only then it is evidence about the version."""
+        return not self._sampling.by_request
+
+    @property
     def engine_is_alive(self) -> bool:
         """Whether the engine could write another one."""
         return self._engine.is_alive

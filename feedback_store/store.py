@@ -223,11 +223,15 @@ class FeedbackStore:
         return rows.loaded_candidate(found[0])
 
     def load_recent_answers(self, version: str, limit: int) -> list[tuple[Candidate, str | None]]:
-        """The last answers of a version that nobody stopped, newest first, each with its last rating."""
+        """The last answers of a version that nobody stopped, newest first, each with its last rating.
+
+        Only those that were drawn as the product draws them: what a request chose itself says nothing of the version.
+        """
         with self._database.read() as cursor:
             found = cursor.execute(
                 f"""WITH recent AS (SELECT {_CANDIDATE} FROM candidates
-                    WHERE version = ? AND finish_reason <> 'cancelled' ORDER BY created_at DESC LIMIT ?)
+                    WHERE version = ? AND finish_reason <> 'cancelled' AND (sampling -> '$.by_request') IS NULL
+                        AND coalesce((sampling ->> '$.stop'), '[]') = '[]' ORDER BY created_at DESC LIMIT ?)
                 SELECT recent.*, rated.rating FROM recent LEFT JOIN (
                     SELECT candidate_id, arg_max(rating, event) AS rating FROM ratings GROUP BY candidate_id
                 ) AS rated USING (candidate_id) ORDER BY recent.created_at DESC""",

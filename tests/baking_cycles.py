@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections import Counter
@@ -122,7 +123,7 @@ async def cycles(
     async with serving_faulty(data_dir, faults, delay_s, streams) as house:
         over = asyncio.Event()
         async with httpx.AsyncClient(base_url=house.url, timeout=60, trust_env=False) as http:
-            clients = [asyncio.create_task(_client(http, house, heard, over, number)) for number in range(streams)]
+            clients = [asyncio.create_task(_client(http, house, heard, over)) for _ in range(streams)]
             try:
                 await _answers(heard, "v0", BEFORE)
                 for version, fault in faults.items():
@@ -158,19 +159,17 @@ async def _answers(heard: Heard, version: str, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _client(http: httpx.AsyncClient, house: House, heard: Heard, over: asyncio.Event, number: int) -> None:
-    seed = number
+async def _client(http: httpx.AsyncClient, house: House, heard: Heard, over: asyncio.Event) -> None:
     while not over.is_set():
         try:
-            await _listen(http, house, heard, seed)
+            await _listen(http, house, heard)
         except httpx.HTTPError as error:
             heard.wrong.append(f"the connection broke: {error!r}")
-        seed += 1000
 
 
-async def _listen(http: httpx.AsyncClient, house: House, heard: Heard, seed: int) -> None:
-    """One answer as it streams, and whether it is what its version says."""
-    body = {"messages": QUESTION, "stream": True, "seed": seed}
+async def _listen(http: httpx.AsyncClient, house: House, heard: Heard) -> None:
+    """One answer as it streams, and whether it is what its version says; its seed stands in it."""
+    body = {"messages": QUESTION, "stream": True}
     async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         if answer.is_error:
             heard.wrong.append(f"{answer.status_code} {(await answer.aread()).decode()[:200]}")
@@ -187,7 +186,8 @@ async def _listen(http: httpx.AsyncClient, house: House, heard: Heard, seed: int
             heard.wrong.append(f"{version} ({fault}) failed: {events[-1]}")
         return
     said = ScriptedEngine(version, fault=None if fault is Fault.SLOW else fault)
-    sampling = Sampling(seed=seed, max_tokens=1024)
+    take = re.search(r"take (\d+)", text)
+    sampling = Sampling(seed=int(take[1]) if take else None, max_tokens=1024)
     with suppress(Exception):
         wanted = "".join([chunk.text async for chunk in said.stream(QUESTION, sampling)])
         if text == wanted and lines[-1] == "[DONE]" and {event["model"] for event in events} == {version}:

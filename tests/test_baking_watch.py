@@ -43,12 +43,13 @@ def house(directory: Path, faults: dict[str, Fault], **given: object) -> Iterato
         yield Operations(settings, store, TrainerRoom(settings, store), slot, schedule.is_due), store
 
 
-async def ask(operations: Operations, count: int = 1, **more: Any) -> list[TurnStream]:
-    """So many answers, one after the other; broken ones are left out."""
+async def ask(operations: Operations, count: int = 1, askers: int = 1, **more: Any) -> list[TurnStream]:
+    """So many answers, one after the other, each for the next of the askers; broken ones are left out."""
     answers = []
-    for _ in range(count):
+    for number in range(count):
         with suppress(EngineBroken):
-            answers.append(await operations.answers.answer(QUESTION, ASKED, Asker("me"), **more))
+            asker = Asker("me", origin=f"page:{number % askers}")
+            answers.append(await operations.answers.answer(QUESTION, ASKED, asker, **more))
     await operations.answers.settled()
     return answers
 
@@ -184,7 +185,7 @@ def test_thumbs_down_count(tmp_path: Path) -> None:
         for answer in await ask(operations, 30):
             operations.record_rating(answer.candidate_id, "up")
         await operations.promote("v1")
-        for answer in await ask(operations, 5):
+        for answer in await ask(operations, 5, askers=3):
             operations.record_rating(answer.candidate_id, "down")
         await until(lambda: state_of(operations) == "taken back")
         assert "5 of 5 rated answers were rated down (v0: 0 of 30)" in operations.status().watch

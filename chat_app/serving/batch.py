@@ -23,7 +23,7 @@ import torch
 from transformers import DynamicCache
 
 from chat_app.serving.answer_text import AnswerText
-from chat_app.serving.engine import Chunk, EngineBroken, EngineError, Sampling, Usage
+from chat_app.serving.engine import Chunk, Crowded, EngineBroken, EngineError, Sampling, Usage
 from chat_app.serving.kv_slab import KVSlab, cells
 from chat_app.serving.sampler import draw
 from chat_app.serving.side_by_side import AdaptersSideBySide
@@ -258,12 +258,14 @@ class Batch:
 
     def _fail(self, requests: Sequence[Request], error: Exception) -> None:
         """Break the answers that a failed forward concerns."""
-        if not isinstance(error, torch.OutOfMemoryError):  # there may be memory again for the next ones
+        is_full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not is_full:  # there may be memory again for the next ones
             self.failures += 1
         log.error("A forward of %d requests failed.", len(requests), exc_info=error)
         reason = str(error).partition("\n")[0] or type(error).__name__
         for request in requests:
-            request.emit(EngineBroken(f"the model failed while it wrote: {reason}"))
+            failed = f"the model failed while it wrote: {reason}"
+            request.emit(Crowded(failed) if is_full else EngineBroken(failed))
 
 
 def _is_prompt_of(prompt: Prompt, request: Request) -> bool:

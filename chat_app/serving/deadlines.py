@@ -45,9 +45,14 @@ class Deadlines:
         return max(0.0, min(self._next, self._total) - self._clock())
 
     @property
+    def is_over(self) -> bool:
+        """Whether the time for the whole answer has passed."""
+        return self._clock() >= self._total
+
+    @property
     def which(self) -> str:
         """Which deadline has passed, with its value."""
-        if self._clock() >= self._total:
+        if self.is_over:
             return f"the answer was not finished within {self._timeouts.total_s:g} s"
         if not self.has_text:
             return f"no first token within {self._timeouts.first_token_s:g} s"

@@ -5,13 +5,16 @@
     │   ├── NoRoom          there is not enough memory for another engine beside those that run
     │   └── VersionUnservable  this engine can never serve that version
     ├── EngineBroken        a stream ended without a finish_reason, or the engine is gone
-    │   └── EngineTimeout   nothing came within the time allowed
+    │   ├── EngineTimeout   nothing came within the time allowed
+    │   └── Crowded         its memory is full of other answers
     ├── EngineRefused       the engine answered with an error that is none of the others
-    │   └── VersionNotServed   that version is not among those that are served now
+    │   ├── VersionNotServed   that version is not among those that are served now
+    │   └── BadMessages     the request itself is what it refuses: an order of roles, say
     ├── EngineBusy          too many requests: here, or at the engine; says when to come back
     ├── ContextOverflow     the conversation is longer than the model can read
     └── BadSampling         a sampling value outside its limits
 
+What the request itself is to blame for is `CLIENTS_FAULT`; what says nothing about the version is `NOT_ITS_FAULT`.
 One engine is one version for all its life. Swapping versions is the work of `slot.py`; turning a stream into a
 stored answer is that of `chat_app/turns.py`.
 """
@@ -29,6 +32,8 @@ from feedback_store.records import Message
 MAX_TEMPERATURE = 2.0
 MAX_SEED = 2**32 - 2  # 2**32 - 1 means "any seed" to llama-server
 MAX_STOPS = 16
+MAX_TOKENS = 1_000_000  # more than any model writes
+SHOWN_ROLES = 12
 
 
 class EngineError(Exception):
@@ -52,7 +57,18 @@ class EngineBroken(EngineError):
 
 
 class EngineTimeout(EngineBroken):
-    """Nothing came within the time allowed. The answer is not complete."""
+    """Nothing came within the time allowed. The answer is not complete.
+
+    `still_writing`: the engine wrote all the time; the answer was too long.
+    """
+
+    def __init__(self, message: str, *, still_writing: bool = False) -> None:
+        self.still_writing = still_writing
+        super().__init__(message)
+
+
+class Crowded(EngineBroken):
+    """There is no room left beside the other answers that are being written. The answer is not complete."""
 
 
 class EngineRefused(EngineError):
@@ -61,6 +77,35 @@ class EngineRefused(EngineError):
 
 class VersionNotServed(EngineRefused):
     """That version is not among those that are served now."""
+
+
+class BadMessages(EngineRefused):
+    """The engine refuses the request itself, in its words `said`, and would refuse it as any version.
+
+    `index`: the first message that its chat template does not take, None where that is not known; `roles` of all.
+    """
+
+    def __init__(self, who: str, said: str, roles: Sequence[str], index: int | None = None) -> None:
+        self.who, self.said, self.roles, self.index = who, said, tuple(roles), index
+        super().__init__(self._sentence())
+
+    def at(self, index: int | None, roles: Sequence[str]) -> BadMessages:
+        """The same error in a list of messages with these roles, where the message is the one at `index`."""
+        return BadMessages(self.who, self.said, roles, index)
+
+    def _sentence(self) -> str:
+        if self.index is None:
+            return f"{self.who} refuses these messages (roles: {_listed(self.roles)}): {self.said}"
+        before = f"after {self.roles[self.index - 1]}" if self.index else "first"
+        return (
+            f"messages[{self.index}] ({self.roles[self.index]}, {before}) is refused by the chat template of "
+            f"{self.who} (roles: {_listed(self.roles)}): {self.said}"
+        )
+
+
+def _listed(roles: Sequence[str]) -> str:
+    shown = ", ".join(roles[:SHOWN_ROLES])
+    return shown if len(roles) <= SHOWN_ROLES else f"{shown}, and {len(roles) - SHOWN_ROLES} more"
 
 
 class EngineBusy(EngineError):
@@ -89,11 +134,24 @@ class BadSampling(EngineError):
     """A sampling value outside its limits."""
 
 
+CLIENTS_FAULT = (BadMessages, ContextOverflow, BadSampling)
+"""What a request is refused for that any version would refuse."""
+
+NOT_ITS_FAULT = (*CLIENTS_FAULT, EngineBusy, Crowded)
+"""What says nothing about the version that was asked: its client's fault, or nobody's."""
+
+
+def is_its_fault(error: EngineError, *, on_own_terms: bool) -> bool:
+    """Whether a failure says something about the version; an answer may be as long in coming as its request has it."""
+    return not isinstance(error, NOT_ITS_FAULT) and (on_own_terms or not isinstance(error, EngineTimeout))
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to draw an answer.
 
-    temperature 0 is greedy; top_p is in (0, 1]; max_tokens is at least 1; seed None means any.
+    temperature 0 is greedy; top_p is in (0, 1]; max_tokens is at least 1; seed None means any. `by_request` names what
+    the request chose itself, other than the product would have: an answer drawn so is no evidence about its version.
     Raises BadSampling with the value and its limits.
     """
 
@@ -102,13 +160,14 @@ class Sampling:
     max_tokens: int = 1024
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    by_request: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _within("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0:
             raise BadSampling("top_p is 0, it must be above 0 and at most 1")
-        _whole("max_tokens", self.max_tokens, 1, None)
+        _whole("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         if self.seed is not None:
             _whole("seed", self.seed, 0, MAX_SEED)
         if len(self.stop) > MAX_STOPS or not all(self.stop):
@@ -121,6 +180,7 @@ class Sampling:
             "top_p": self.top_p,
             "max_tokens": self.max_tokens,
             "stop": list(self.stop),
+            **({"by_request": list(self.by_request)} if self.by_request else {}),
         }
 
 
@@ -131,11 +191,10 @@ def _within(name: str, value: object, low: float, high: float) -> None:
         raise BadSampling(f"{name} is {value!r}, it must be a number from {low:g} to {high:g}")
 
 
-def _whole(name: str, value: object, low: int, high: int | None) -> None:
+def _whole(name: str, value: object, low: int, high: int) -> None:
     """Refuse anything but a whole number in [low, high]."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        limit = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise BadSampling(f"{name} is {value!r}, it must be a whole number {limit}")
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise BadSampling(f"{name} is {value!r}, it must be a whole number from {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True)

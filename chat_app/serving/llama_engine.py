@@ -22,8 +22,10 @@ from typing import Any
 import httpx
 
 from chat_app.serving.engine import (
+    BadMessages,
     Chunk,
     ContextOverflow,
+    Crowded,
     EngineBroken,
     EngineError,
     EngineRefused,
@@ -36,6 +38,8 @@ from chat_app.serving.engine import (
 )
 from chat_app.serving.gguf_metadata import special_tokens
 from chat_app.serving.memory import available_bytes, cache_bytes
+from chat_app.serving.roles import first_refused
+from chat_app.serving.upstream_errors import CACHE_IS_FULL, blames_request, template_words
 from feedback_store.control_text import PROBES, control_markers
 from feedback_store.records import Message
 
@@ -88,17 +92,21 @@ class LlamaEngine:
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream one answer. Closing the generator drops the connection, which frees the server's slot.
 
-        Raises ContextOverflow, EngineRefused, and EngineBroken when the stream ends without a finish_reason.
+        Raises ContextOverflow, BadMessages, EngineRefused, and EngineBroken when the stream ends without a
+        finish_reason.
         """
         finish_reason: str | None = None
         usage: Usage | None = None
-        async with aclosing(self._events(_request_body(messages, sampling))) as events:
-            async for event in events:
-                usage = _usage(event) or usage
-                for choice in event.get("choices", ()):
-                    finish_reason = choice.get("finish_reason") or finish_reason
-                    if text := choice.get("delta", {}).get("content"):
-                        yield Chunk(text)
+        try:
+            async with aclosing(self._events(_request_body(messages, sampling))) as events:
+                async for event in events:
+                    usage = _usage(event) or usage
+                    for choice in event.get("choices", ()):
+                        finish_reason = choice.get("finish_reason") or finish_reason
+                        if text := choice.get("delta", {}).get("content"):
+                            yield Chunk(text)
+        except BadMessages as error:
+            raise await self._located(error, messages) from error
         if finish_reason is None:
             raise EngineBroken(
                 f"the stream of {self.version} ended without a finish_reason: the answer is not complete"
@@ -111,7 +119,10 @@ class LlamaEngine:
 
     async def prompt_tokens(self, messages: Sequence[Message]) -> int:
         """The tokens of the prompt these messages make. Raises EngineError."""
-        prompt = await self.prompt_text(messages)
+        try:
+            prompt = await self.prompt_text(messages)
+        except BadMessages as error:
+            raise await self._located(error, messages) from error
         return len((await self._ask("/tokenize", {"content": prompt, "add_special": True}))["tokens"])
 
     async def control_markers(self) -> frozenset[str]:
@@ -156,6 +167,18 @@ class LlamaEngine:
         if [(entry["path"], entry["scale"]) for entry in loaded] != [(str(adapter_gguf), 1.0)]:
             raise EngineStartFailed(f"{self.version} must serve the adapter {adapter_gguf}, the server has {loaded}")
 
+    async def _located(self, error: BadMessages, messages: Sequence[Message]) -> BadMessages:
+        """The same refusal with the message it is about, where it is the chat template's."""
+
+        async def reads(some: Sequence[Message]) -> bool:
+            try:
+                await self.prompt_text(some)
+            except BadMessages:
+                return False
+            return True
+
+        return error.at(await first_refused(messages, reads), [one["role"] for one in messages])
+
     async def _ask(self, path: str, body: dict[str, object]) -> dict[str, Any]:
         self._require_open()
         try:
@@ -198,10 +221,16 @@ class LlamaEngine:
             error = json.loads(content)["error"]
         except (ValueError, KeyError, TypeError):
             error = {"message": content.decode(errors="replace")[:200]}
-        return _overflow(error) or EngineRefused(f"{self.version} answered {status}: {error.get('message')}")
+        if (overflow := _overflow(error)) is not None:
+            return overflow
+        if blames_request(status, error.get("message")):
+            return BadMessages(self.version, template_words(error.get("message")), ())
+        return EngineRefused(f"{self.version} answered {status}: {error.get('message')}")
 
     def _broken(self, error: dict[str, Any]) -> EngineError:
-        return _overflow(error) or EngineBroken(f"{self.version} broke off its answer: {error.get('message', error)}")
+        said = f"{self.version} broke off its answer: {error.get('message', error)}"
+        crowded = CACHE_IS_FULL in str(error.get("message"))
+        return _overflow(error) or (Crowded(said) if crowded else EngineBroken(said))
 
     async def _reap(self) -> None:
         """Give a dying server a moment, so that `is_alive` tells the truth right after a broken stream."""

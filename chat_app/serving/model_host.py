@@ -22,8 +22,9 @@ from jinja2 import TemplateError
 
 from chat_app.serving.base_loading import LoadedBase, load_base
 from chat_app.serving.batch import Batch, Request
-from chat_app.serving.engine import EngineBroken, EngineRefused, NoRoom
+from chat_app.serving.engine import BadMessages, EngineBroken, NoRoom
 from chat_app.serving.side_by_side import AdaptersSideBySide, read_adapter
+from chat_app.serving.upstream_errors import said
 from feedback_store.control_text import tokenizer_markers
 from feedback_store.records import Message
 
@@ -66,15 +67,15 @@ class ModelHost:
         return self._is_open
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The prompt that these messages make, by the chat template. Raises EngineRefused."""
+        """The prompt that these messages make, by the chat template. Raises BadMessages."""
         conversation = [dict(message) for message in messages]
         try:
             with self._encoding:
                 encoded = self._encoder.apply_chat_template(
                     conversation, add_generation_prompt=True, tokenize=True, return_dict=True
                 )
-        except TemplateError as error:
-            raise EngineRefused(f"the chat template of {self.name} refuses these messages: {error}") from error
+        except (TemplateError, TypeError, ValueError, LookupError) as error:  # a template fails as it likes
+            raise BadMessages(self.name, said({"message": error}), [one["role"] for one in messages]) from error
         return tuple(encoded["input_ids"])
 
     def control_markers(self) -> frozenset[str]:

@@ -27,6 +27,7 @@ from pathlib import PurePosixPath
 
 from chat_app.serving.deadlines import Waits
 from chat_app.serving.engine import (
+    BadMessages,
     Chunk,
     ContextOverflow,
     EngineBroken,
@@ -38,6 +39,7 @@ from chat_app.serving.engine import (
     ServedVersion,
     VersionUnservable,
 )
+from chat_app.serving.roles import first_refused
 from chat_app.serving.upstream import TGI_BASE, ModelCard, Upstream
 from chat_app.serving.upstream_errors import ModelGone
 from feedback_store.control_text import FLOOR
@@ -115,6 +117,8 @@ class RemoteEngine:
                     raise
                 mended = True
                 await self._load_again(model)
+            except BadMessages as error:
+                raise await self._located(error, model, messages) from error
             except ContextOverflow as error:
                 if fitted or begun:
                     raise
@@ -144,6 +148,17 @@ class RemoteEngine:
         if self._adapter_path is not None:
             async with self._loading:
                 await _unload(self._upstream, self._model)
+
+    async def _located(self, error: BadMessages, model: str, messages: Sequence[Message]) -> BadMessages:
+        """The same refusal with the message it is about, where the server can be asked what its template takes."""
+
+        async def reads(some: Sequence[Message]) -> bool:
+            return await self._upstream.reads(model, some) is not False
+
+        hello = Message(role="user", content="Hello")
+        knows = await self._upstream.reads(model, [hello])  # one that refuses this, too, has no such route
+        index = await first_refused(messages, reads) if knows else None
+        return error.at(index, [one["role"] for one in messages])
 
     def _require_open(self) -> None:
         if not self._is_open:

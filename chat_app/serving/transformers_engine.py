@@ -17,6 +17,7 @@ from functools import partial
 from chat_app.serving.answer_text import AnswerText
 from chat_app.serving.batch import Request
 from chat_app.serving.engine import (
+    BadMessages,
     Chunk,
     ContextOverflow,
     EngineBroken,
@@ -28,6 +29,7 @@ from chat_app.serving.engine import (
     VersionUnservable,
 )
 from chat_app.serving.model_host import ModelHost
+from chat_app.serving.roles import first_refused
 from chat_app.serving.sampler import dice
 from feedback_store.records import Message
 
@@ -64,7 +66,7 @@ class TransformersEngine:
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream one answer. Closing the generator takes its row out of the batch before the next step.
 
-        Raises ContextOverflow, EngineRefused, EngineBroken, EngineTimeout.
+        Raises ContextOverflow, BadMessages, EngineBroken, EngineTimeout.
         """
         request, pieces = self._request(await self._prompt(messages), sampling)
         self._require_open()
@@ -116,7 +118,17 @@ class TransformersEngine:
 
     async def _prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         self._require_open()
-        return await asyncio.to_thread(self._host.encode, messages)
+        try:
+            return await asyncio.to_thread(self._host.encode, messages)
+        except BadMessages as error:
+            raise error.at(await first_refused(messages, self._reads), error.roles) from error
+
+    async def _reads(self, messages: Sequence[Message]) -> bool:
+        try:
+            await asyncio.to_thread(self._host.encode, messages)
+        except BadMessages:
+            return False
+        return True
 
     def _request(self, prompt: tuple[int, ...], sampling: Sampling) -> tuple[Request, Pieces]:
         """What the batch needs to write an answer, and where its pieces arrive. Raises ContextOverflow."""

@@ -30,8 +30,10 @@ from chat_app.serving.checked_transport import EVENTS, Answered, BadBytes, new_c
 from chat_app.serving.circuit_breaker import CircuitBreaker
 from chat_app.serving.deadlines import Closed, Deadlines, Timeouts, Waits
 from chat_app.serving.engine import (
+    BadMessages,
     Chunk,
     ContextOverflow,
+    Crowded,
     EngineBroken,
     EngineBusy,
     EngineError,
@@ -41,7 +43,15 @@ from chat_app.serving.engine import (
     Usage,
 )
 from chat_app.serving.stop_cut import StopCut
-from chat_app.serving.upstream_errors import ModelGone, NotAllowed, broken_off, refusal
+from chat_app.serving.upstream_errors import (
+    ModelGone,
+    NotAllowed,
+    blames_request,
+    broken_off,
+    error_of,
+    refusal,
+    template_words,
+)
 from feedback_store.records import Message
 
 log = logging.getLogger(__name__)
@@ -56,6 +66,7 @@ MAX_PAUSE_S = 2.0  # a busy server that asks for more is not waited for: the cal
 AGENT = "zephyr-loop"
 ASK_LIMIT_S = 10.0
 LOAD_LIMIT_S = 120.0
+LONG_PROMPT_CHARACTERS = 20_000
 TGI_BASE = "tgi"  # TGI takes any other model name for an adapter's
 # What an engine of ours calls a natural end; TGI says the others.
 _STOPS = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop"}
@@ -310,19 +321,33 @@ class Upstream:
                 async for chunk in chunks:
                     self.breaker.answered()
                     yield chunk
-        except (EngineBusy, EngineRefused, ModelGone, ContextOverflow):
+        except (EngineBusy, EngineRefused, ModelGone, ContextOverflow, Crowded):
             self.breaker.answered()
             raise
         except Closed:
             self.breaker.left()
             raise
-        except EngineError:
-            self.breaker.failed()
+        except EngineError as error:
+            if _may_be_its_requests_fault(error, messages):
+                self.breaker.left()
+            else:
+                self.breaker.failed()
             raise
         except BaseException:
             self.breaker.left()
             raise
         self.breaker.succeeded()
+
+    async def reads(self, model: str, messages: Sequence[Message]) -> bool | None:
+        """Whether the model's chat template takes these messages; None where the server cannot say."""
+        paths = {"vllm": "/tokenize", "tgi": "/chat_tokenize", "openai": "/apply-template"}  # the last: llama-server
+        try:
+            await self._ask(paths[self.facts.kind], {"model": model, "messages": list(messages)})
+        except EngineRefused:
+            return False
+        except EngineError:
+            return None
+        return True
 
     async def _with_tries(self, request: _Request) -> AsyncGenerator[Chunk, None]:
         """Try again while nothing was said yet, the error may pass, and there is time."""
@@ -394,7 +419,7 @@ class Upstream:
         if isinstance(error, (TimeoutError, TextGenerationError, *_GARBAGE)) and not _no_connection(error):
             return self._final(error, deadlines)
         if isinstance(error, Answered):
-            refused = self._refusal(error)
+            refused = self._refused_chat(error)
             if isinstance(refused, EngineBusy):
                 return _TryAgain(refused, refused.retry_after_s if "retry-after" in error.headers else None)
             return _TryAgain(refused) if isinstance(refused, EngineBroken) else refused
@@ -403,15 +428,24 @@ class Upstream:
 
     def _final(self, error: Exception, deadlines: Deadlines) -> EngineError:
         if isinstance(error, TimeoutError):
-            return EngineTimeout(f"{self.name}: {deadlines.which}. The answer is not complete.")
+            said = f"{self.name}: {deadlines.which}. The answer is not complete."
+            return EngineTimeout(said, still_writing=deadlines.has_text and deadlines.is_over)
         if isinstance(error, TextGenerationError):
             return broken_off(self.name, error.args[0] if error.args else "no reason given")
         why = str(error) if isinstance(error, BadBytes) else "it sends what is no event of a chat completion"
         return EngineBroken(f"{self.name} cannot be understood: {why}. The answer is not complete.")
 
     def _refusal(self, answer: Answered) -> EngineError:
-        body = answer.body.replace(self._key.encode(), b"(key)")  # some servers repeat the key they refuse
-        return refusal(self.name, answer.status, answer.headers, body)
+        return refusal(self.name, answer.status, answer.headers, self._body(answer))
+
+    def _refused_chat(self, answer: Answered) -> EngineError:
+        refused, message = self._refusal(answer), error_of(self._body(answer)).get("message")
+        if isinstance(refused, ContextOverflow) or not blames_request(answer.status, message):
+            return refused
+        return BadMessages(self.name, f"({answer.status}) {template_words(message)}", ())
+
+    def _body(self, answer: Answered) -> bytes:
+        return answer.body.replace(self._key.encode(), b"(key)")  # some servers repeat the key they refuse
 
     def _unreachable(self, error: Exception) -> EngineBroken:
         if _no_connection(error):
@@ -437,6 +471,13 @@ class _Request:
     messages: Sequence[Message]
     sampling: Sampling
     waits: Waits
+
+
+def _may_be_its_requests_fault(error: EngineError, messages: Sequence[Message]) -> bool:
+    """A server that wrote until the last moment works, and one may take its time over a prompt that long."""
+    if not isinstance(error, EngineTimeout):
+        return False
+    return error.still_writing or sum(len(message["content"]) for message in messages) > LONG_PROMPT_CHARACTERS
 
 
 def _parameters(kind: Kind, sampling: Sampling) -> dict[str, Any]:

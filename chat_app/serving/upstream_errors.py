@@ -15,6 +15,7 @@ from typing import Any
 
 from chat_app.serving.engine import (
     ContextOverflow,
+    Crowded,
     EngineBroken,
     EngineBusy,
     EngineError,
@@ -26,6 +27,9 @@ MAX_MESSAGE = 300
 MAX_RETRY_AFTER_S = 120.0
 RETRY_AFTER_S = 5.0  # where a busy server names no time
 BUSY = (429, 503)
+_BAD_REQUEST = (400, 413, 422)
+
+CACHE_IS_FULL = "Context size has been exceeded"  # llama-server, by all streams together
 
 # (limit, prompt tokens) as vLLM, TGI and llama-server word it; the newest wording first.
 _TOO_LONG = (
@@ -41,6 +45,10 @@ _TOO_LONG = (
     re.compile(r"`inputs` must have less than (?P<limit>\d+) tokens\. Given: (?P<prompt>\d+)"),
     re.compile(r"request \((?P<prompt>\d+) tokens\) exceeds the available context size \((?P<limit>\d+) tokens\)"),
 )
+
+# What a chat template says is passed on as a refusal, and by some servers as a failure of their own.
+_TEMPLATE = re.compile(r"jinja|chat template|template[ _]error|raise_exception|roles must alternate", re.IGNORECASE)
+_JINJA_WORDS = re.compile(r"Jinja Exception: *(?P<said>.+)", re.DOTALL)
 
 
 class ModelGone(VersionUnservable):
@@ -76,10 +84,23 @@ def _by_status(server: str, status: int, message: str, location: str) -> EngineE
     return EngineRefused(f"{server} refused the request ({status}): {message}")
 
 
+def blames_request(status: int, message: object) -> bool:
+    """Whether this answer to a chat request of ours refuses what its client wrote; our own part of it is right."""
+    return status in _BAD_REQUEST or (status >= 500 and _TEMPLATE.search(str(message)) is not None)
+
+
+def template_words(message: object) -> str:
+    """What the template itself says, where a server puts its own words around it; in one line of bounded length."""
+    found = _JINJA_WORDS.search(str(message))
+    return said({"message": found["said"] if found else message})
+
+
 def broken_off(server: str, error: object) -> EngineError:
     """The error for one that came inside a stream."""
     parts = error if isinstance(error, dict) else {"message": str(error)}
-    return overflow_of(parts) or EngineBroken(f"{server} broke off its answer: {said(parts)}")
+    broke_off = f"{server} broke off its answer: {said(parts)}"
+    crowded = CACHE_IS_FULL in str(parts.get("message"))
+    return overflow_of(parts) or (Crowded(broke_off) if crowded else EngineBroken(broke_off))
 
 
 def error_of(body: bytes) -> dict[str, Any]:

@@ -401,7 +401,7 @@ class ChatPage:
 
 def _asker(request: gr.Request | None) -> Asker:
     """An open page is a user, until accounts exist."""
-    return ANYBODY if request is None else Asker(f"page:{request.session_hash}")
+    return ANYBODY if request is None else Asker(f"page:{request.session_hash}", origin=f"page:{request.session_hash}")
 
 
 def _growing(answer: TurnStream | Place) -> list[dict[str, Any]]:
