@@ -411,7 +411,8 @@ def _feedback_routes(operations: Operations) -> APIRouter:
 
     @router.post("/picks")
     def picks(body: PickBody) -> dict[str, Any]:
-        """Settle a pair. The versions are revealed; `preference_id` is null where the pick teaches nothing.
+        """Settle a pair. The versions are revealed; `preference_id` is null where the pick teaches nothing as things
+        stand: `message` says why, and `new_preferences` does not count it.
 
         With `reveal` false, as for pairs of POST /v1/rate, nothing is said of the pair but that the pick is kept.
         """
@@ -435,12 +436,13 @@ def _feedback_routes(operations: Operations) -> APIRouter:
     def ratings(body: RatingBody) -> dict[str, Any]:
         """Thumbs up or down on one answer (`id` of a completion, or a `candidate_id`)."""
         kept = operations.record_rating(body.candidate_id, body.rating, body.comment, body.idempotency_key)
-        return {"rating_id": kept.rating_id}
+        return {"rating_id": kept.rating_id, "message": operations.sentence_of(kept)}
 
     @router.post("/edits")
     def edits(body: EditBody) -> dict[str, Any]:
         """A person's rewrite of an answer: better than the answer it rewrites, where that one was complete."""
-        return {"edit_id": operations.record_edit(body.candidate_id, body.text, body.idempotency_key).edit_id}
+        kept = operations.record_edit(body.candidate_id, body.text, body.idempotency_key)
+        return {"edit_id": kept.edit_id, "message": operations.sentence_of(kept)}
 
     return router
 

@@ -21,7 +21,7 @@ from chat_app.answers import ANYBODY, Answers, Asker, Comparison
 from chat_app.baking_watch import Baking, Watch
 from chat_app.data import DataOperations
 from chat_app.metrics import Metrics
-from chat_app.pairs import sentence_after, settle
+from chat_app.pairs import WHY_NOT, sentence_after, sentence_after_edit, sentence_after_rating, settle
 from chat_app.policy import NOBODY, POLICY, SCHEDULE, objection, person
 from chat_app.presets import FILE, Preset, load_presets
 from chat_app.proposals import Proposals, Verdicts
@@ -50,6 +50,7 @@ from feedback_store.records import (
 )
 from feedback_store.snapshots import Snapshot
 from feedback_store.store import FeedbackStore
+from feedback_store.teaching import Untaught
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ class PickOutcome:
     retrain_every: int
     run_started: str | None
     credit: str | None
+    untaught: Untaught | None = None
 
     @property
     def is_gold(self) -> bool:
@@ -166,8 +168,11 @@ class PickOutcome:
             preference=self.preference_id is not None,
             collected=self.new_preferences,
             every=self.retrain_every,
+            untaught=self.untaught,
         )
         started = None if self.run_started is None else "It has started: watch it under Admin."
+        if started and self.untaught in WHY_NOT:
+            started = "A retrain has started all the same: watch it under Admin."
         return " ".join(filter(None, (said, started, self.credit)))
 
 
@@ -419,6 +424,7 @@ class Operations:
             self._store.record_answer(pair.turn_id, picked.candidate_id)
         self.trials.voted(pair)
         preference = self._store.pick_preference(kept)
+        untaught = self._store.why_untaught(kept) if preference is None else None
         new = self._new_preferences()
         return PickOutcome(
             kept,
@@ -428,6 +434,7 @@ class Operations:
             self.scheduling.every,
             self._start_if_due(new),
             self._trainer.credit(self.champion(), RATER),
+            untaught,
         )
 
     def record_rating(
@@ -443,6 +450,13 @@ class Operations:
     def record_edit(self, candidate_id: str, text: str, idempotency_key: str | None = None) -> Edit:
         """A person's rewrite of an answer. Raises NotFound, Conflict."""
         return self._store.record_edit(candidate_id, text, rater=RATER, idempotency_key=idempotency_key)
+
+    def sentence_of(self, said: Edit | Rating) -> str:
+        """What a person reads after a rewrite or a thumb: whether it teaches, and why not."""
+        untaught = self._store.why_untaught(said)
+        if isinstance(said, Edit):
+            return sentence_after_edit(untaught, judges=self._store.judges(said))
+        return sentence_after_rating(untaught)
 
     # --- the loop --------------------------------------------------------------------------------------------------
 

@@ -372,7 +372,7 @@ def overview(status: Status, run: Mapping[str, Any] | None, worth: str = "") -> 
     until = f"of {status.retrain_every} until the next retrain" if status.retrain_every else "since the last retrain"
     cards = (
         ("answers come from", status.serving or "nothing yet"),
-        (f"new picks that teach, {until}", str(status.new_preferences)),
+        (f"new picks that count, {until}", str(status.new_preferences)),
         (f"preferences: {own} from your people, {imported} imported", f"{own + imported:,}"),
         ("held out to judge by", f"{counts.held_out:,}"),
         ("picks, of any kind", f"{counts.picks:,}"),
