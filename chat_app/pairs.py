@@ -52,21 +52,16 @@ def sentence_after(
     picks there are since the last retrain, this one included. every: how many start a retrain, 0 for never by itself.
     untaught: why it does not teach, where it does not; where that is about people, no number is named beside it.
     """
-    if untaught in WHY_NOT:
-        return f"{_reveal(versions)} {saved_only(untaught)}"
+    if (only := _saved_only(untaught)) is not None:
+        return f"{_reveal(versions)} {only}"
     return f"{_reveal(versions)} {_effect(pick, preference)} {_progress(collected, every)}"
-
-
-def saved_only(untaught: Untaught) -> str:
-    """What a person reads whose words are kept and do not teach."""
-    return f"Saved, but it does not teach and does not count towards a retrain: {WHY_NOT[untaught]}."
 
 
 def sentence_after_edit(untaught: Untaught | None, *, judges: bool = False) -> str:
     """What a person reads after rewriting an answer. judges: its prompt is held out, so versions are judged by it."""
     kept = "The conversation keeps the answer as it was written."
-    if untaught in WHY_NOT:
-        return f"{saved_only(untaught)} {kept}"
+    if (only := _saved_only(untaught)) is not None:
+        return f"{only} {kept}"
     if untaught is not None:
         return f"Saved, but it does not teach: the answer was cut off, or your version says the same. {kept}"
     return f"Saved: {'new versions are judged by your version' if judges else 'your version teaches'}. {kept}"
@@ -74,9 +69,8 @@ def sentence_after_edit(untaught: Untaught | None, *, judges: bool = False) -> s
 
 def sentence_after_rating(untaught: Untaught | None) -> str:
     """What a person reads after a thumb."""
-    if untaught in WHY_NOT:
-        return saved_only(untaught)
-    return "Thank you – your rating is saved. Picks between two answers are what the model is trained on."
+    said = "Thank you – your rating is saved. Picks between two answers are what the model is trained on."
+    return _saved_only(untaught) or said
 
 
 def sentence_after_choice(*, teach: bool, begun: bool) -> str:
@@ -86,6 +80,13 @@ def sentence_after_choice(*, teach: bool, begun: bool) -> str:
     return "Nothing of this conversation will teach" + (
         " from now on. What was trained before, or is being trained now, keeps what it learned." if begun else "."
     )
+
+
+def _saved_only(untaught: Untaught | None) -> str | None:
+    """What a person reads whose words are kept and do not teach; None where they do, or the answers are why not."""
+    if untaught is None or untaught not in WHY_NOT:
+        return None
+    return f"Saved, but it does not teach and does not count towards a retrain: {WHY_NOT[untaught]}."
 
 
 def _reveal(versions: tuple[str, str]) -> str:
