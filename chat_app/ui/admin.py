@@ -176,7 +176,7 @@ class AdminPage:
             self.overview: overview(status, body, self._worth(status)),
             self.run: run_card(body) if body is not None else "",
             **self.curves.look(lines, newest.log_tail(LOG_LINES) if newest is not None else []),
-            self.promote_newest: self._promote_button(body, status, self._against(body and body["version"])),
+            self.promote_newest: self._promote_button(body, status, self._against(body["version"] if body else None)),
             self.versions: versions_table(rows),
             self.history: history_list(self.operations.history()),
             self.version: gr.Dropdown(choices=others, value=others[-1] if others else None),
