@@ -27,12 +27,10 @@ from test_proposals import house as proposing_house
 from typer.testing import CliRunner
 
 from chat_app.cli import app
-from chat_app.operations import NeedsForce, Operations, Refused
-from chat_app.pairs import sentence_after_choice, sentence_after_edit
+from chat_app.operations import Operations, Refused
 from chat_app.serving.engine import NoRoom
 from chat_app.serving.slot import ModelSlot
 from chat_app.ui.admin import AdminPage
-from chat_app.ui.force import Asked
 from feedback_store.durable import sha256_of
 from feedback_store.erasure import Erasure
 from feedback_store.errors import NotEnoughPreferences, StoreError
@@ -311,6 +309,8 @@ def test_over_http_a_rater_who_opted_out_or_is_set_aside_is_told_so_and_counts_n
 
 
 def test_a_choice_says_what_it_cannot_undo() -> None:
+    from chat_app.pairs import sentence_after_choice, sentence_after_edit
+
     assert sentence_after_choice(teach=False, begun=False) == "Nothing of this conversation will teach."
     assert "keeps what it learned" in sentence_after_choice(teach=False, begun=True)
     assert sentence_after_edit(None, judges=True).startswith("Saved: new versions are judged by your version.")
@@ -489,7 +489,7 @@ def test_all_that_speaks_against_a_version(tmp_path: Path, base: Path, what: str
         before = len(store.load_promotions())
 
         async def promote() -> None:
-            with pytest.raises(NeedsForce) as refused:
+            with pytest.raises(Refused) as refused:
                 await operations.promote("v1", reason="I want it")
             assert says in str(refused.value)
             assert (store.champion(), len(store.load_promotions())) == ("v0", before)
@@ -586,7 +586,7 @@ def test_without_room_for_two_force_and_reason_are_carried_along(
 
             monkeypatch.setattr(ModelSlot, "swap", no_room)
             assert slot.is_ready
-            offered = await page.go_against(Asked("v1", ""), "It must be seen")
+            offered = await page.go_against(("v1", ""), "It must be seen")
             assert offered[page.maintenance].visible is True
             assert store.champion() == "v0"
             await page.swap_in_turn(offered[page.without_room])
