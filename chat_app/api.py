@@ -186,10 +186,13 @@ class PromoteBody(Strict):
     maintenance: bool = False
     bake: bool = True
     by: UserName = None
+    force: bool = False
 
 
 class RollbackBody(Strict):
     maintenance: bool = False
+    force: bool = False
+    reason: Annotated[str, Field(max_length=2_000)] = ""
 
 
 def create_api(
@@ -464,7 +467,8 @@ def _feedback_routes(operations: Operations) -> APIRouter:
 
     @router.post("/picks")
     def picks(body: PickBody) -> dict[str, Any]:
-        """Settle a pair. The versions are revealed; `preference_id` is null where the pick teaches nothing.
+        """Settle a pair. The versions are revealed; `preference_id` is null where the pick teaches nothing as things
+        stand: `message` says why, and `new_preferences` does not count it.
 
         With `reveal` false, as for pairs of POST /v1/rate, nothing is said of the pair but that the pick is kept.
         """
@@ -488,12 +492,13 @@ def _feedback_routes(operations: Operations) -> APIRouter:
     def ratings(body: RatingBody) -> dict[str, Any]:
         """Thumbs up or down on one answer (`id` of a completion, or a `candidate_id`)."""
         kept = operations.record_rating(body.candidate_id, body.rating, body.comment, body.idempotency_key)
-        return {"rating_id": kept.rating_id}
+        return {"rating_id": kept.rating_id, "message": operations.sentence_of(kept)}
 
     @router.post("/edits")
     def edits(body: EditBody) -> dict[str, Any]:
         """A person's rewrite of an answer: better than the answer it rewrites, where that one was complete."""
-        return {"edit_id": operations.record_edit(body.candidate_id, body.text, body.idempotency_key).edit_id}
+        kept = operations.record_edit(body.candidate_id, body.text, body.idempotency_key)
+        return {"edit_id": kept.edit_id, "message": operations.sentence_of(kept)}
 
     return router
 
@@ -562,11 +567,13 @@ def _version_routes(operations: Operations) -> APIRouter:
 
     @router.get("/versions")
     def versions() -> dict[str, Any]:
-        """The champion, what is served now, and every version with its state."""
+        """The champion, what is served now, every version with its state and what speaks `against` it; the history."""
+        rows = operations.version_rows()
         return {
             "champion": operations.champion(),
             "served": operations.served_versions(),
-            "versions": operations.version_rows(),
+            "versions": [{**row, "against": operations.against(row["version"])} for row in rows],
+            "history": operations.history(),
         }
 
     @router.post("/versions/{version}/promote")
@@ -575,17 +582,26 @@ def _version_routes(operations: Operations) -> APIRouter:
 
         With `bake` (the default) it is watched, and taken back by itself where it is clearly worse: GET /v1/baking.
         `by`: who promotes; with ZLOOP_APPROVAL=other 400 without it, 403 for who started the run of the version.
+        Where something speaks against the version (judged worse, taken back …) 409, unless `force` comes with a reason.
         """
         body = body or PromoteBody()
         champion, previous = await operations.promote(
-            version, reason=body.reason, maintenance=body.maintenance, bake=body.bake, by=body.by
+            version,
+            reason=body.reason,
+            maintenance=body.maintenance,
+            bake=body.bake,
+            by=body.by,
+            force=body.force,
         )
         return {"champion": champion, "previous": previous}
 
     @router.post("/rollback")
     async def rollback(body: RollbackBody | None = None) -> dict[str, Any]:
-        """Go back to the champion before this one."""
-        champion, previous = await operations.rollback(maintenance=body is not None and body.maintenance)
+        """Go back to the champion before this one; where something speaks against that one, as for a promotion."""
+        body = body or RollbackBody()
+        champion, previous = await operations.rollback(
+            maintenance=body.maintenance, force=body.force, reason=body.reason
+        )
         return {"champion": champion, "previous": previous}
 
     @router.get("/baking")
@@ -595,8 +611,9 @@ def _version_routes(operations: Operations) -> APIRouter:
 
     @router.post("/versions/{version}/serve")
     async def serve(version: PathId, _: Nothing | None = None) -> dict[str, Any]:
-        """Serve a version beside the champion, for who names it as `model`."""
-        return {"served": await operations.serve_beside(version)}
+        """Serve a version beside the champion, for who names it as `model`; `warning`: what speaks against it."""
+        served = await operations.serve_beside(version)
+        return {"served": served, "warning": await run_in_threadpool(operations.against, version)}
 
     @router.post("/versions/{version}/release")
     async def release(version: PathId, _: Nothing | None = None) -> dict[str, Any]:

@@ -32,7 +32,11 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the run (default: the re
 Maintenance = Annotated[
     bool, typer.Option("--maintenance", help="Where two models do not fit: one after the other, answers wait.")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Do it although something speaks against that version; needs --reason.")
+]
 FOLLOW_EVERY_S = 1.0
+EVENTS = 10
 
 
 app.add_typer(data_cli.app)
@@ -156,13 +160,14 @@ def practice(
 
 @app.command()
 def versions(as_json: Json = False) -> None:
-    """List the versions and which one is the champion."""
+    """List the versions, which one is the champion, and how the last champions came to be."""
     with connected(as_json) as client:
         result = client.request("GET", "/v1/versions")
     lines = [
         f"{'→' if row['state'] == 'champion' else ' '} {row['version']:<24} {row['state']:<10} {row['summary']}"
         for row in result["versions"]
     ]
+    lines += [_event(one) for one in result["history"][:EVENTS]]
     show(result, as_json, "\n".join(lines))
 
 
@@ -175,20 +180,26 @@ def promote(
         bool, typer.Option("--bake/--no-bake", help="Watch it, and go back by itself where it is clearly worse.")
     ] = True,
     by: By = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Make a version the champion. Replies in flight finish on the version they began with."""
     with connected(as_json) as client:
-        body = {"reason": reason, "maintenance": maintenance, "bake": bake, "by": by}
+        body = {"reason": reason, "maintenance": maintenance, "bake": bake, "by": by, "force": force}
         result = client.request("POST", f"/v1/versions/{version}/promote", body)
     show(result, as_json, f"The champion is {result['champion']} now; before it was {result['previous']}.")
 
 
 @app.command()
-def rollback(maintenance: Maintenance = False, as_json: Json = False) -> None:
+def rollback(
+    maintenance: Maintenance = False,
+    force: Force = False,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
+    as_json: Json = False,
+) -> None:
     """Go back to the champion before this one."""
     with connected(as_json) as client:
-        result = client.request("POST", "/v1/rollback", {"maintenance": maintenance})
+        result = client.request("POST", "/v1/rollback", {"maintenance": maintenance, "force": force, "reason": reason})
     show(result, as_json, f"Rolled back to {result['champion']} from {result['previous']}.")
 
 
@@ -227,13 +238,23 @@ def _start_and_follow(request: dict[str, Any], as_json: bool, route: str = "/v1/
         run = _follow(client, started["run_id"], _discard if as_json else typer.echo)
         if run["state"] != "finished":
             refuse(f"{run['run_id']} ended as {run['state']}. {run['error'] or ''}".strip(), as_json, run)
-        verdict = run["verdict"]
-        show(
-            run,
-            as_json,
-            f"{run['version']}: {verdict['decision']}.\n" + "\n".join(verdict["reasons"]) + f"\n"
-            f"Serve it with: zloop promote {run['version']}",
-        )
+        verdict, version = run["verdict"], run["version"]
+        rows = client.request("GET", "/v1/versions")["versions"]
+        against = next((row["against"] for row in rows if row["version"] == version), None)
+        how = f"Serve it with: zloop promote {version}"
+        if against:
+            how = f'To serve it in spite of that: zloop promote {version} --force --reason "…"'
+        show(run, as_json, f"{version}: {verdict['decision']}.\n" + "\n".join(verdict["reasons"]) + f"\n{how}")
+
+
+def _event(one: dict[str, Any]) -> str:
+    """One line of the history, and what was known against it in a second one."""
+    how = f"{one['kind']}, forced" if one["forced"] else one["kind"]
+    said = (
+        f"  {one['at'][:16].replace('T', ' ')}  {one['version']} in place of {one['previous']} ({how}, by {one['by']})"
+    )
+    said += f": {one['reason']}" if one["reason"] else ""
+    return said + (f"\n      {one['note']}" if one["note"] else "")
 
 
 def _show_command(request: dict[str, Any], as_json: bool) -> None:

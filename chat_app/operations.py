@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from chat_app.admission import Admission, Place
+from chat_app.against import Known, is_reason
 from chat_app.answers import ANYBODY, Answers, Asker, Comparison
 from chat_app.baking_watch import Baking, Watch
 from chat_app.data import DataOperations
 from chat_app.metrics import Metrics
-from chat_app.pairs import sentence_after, settle
+from chat_app.pairs import WHY_NOT, sentence_after, sentence_after_edit, sentence_after_rating, settle
 from chat_app.policy import NOBODY, POLICY, SCHEDULE, objection, person
 from chat_app.presets import FILE, Preset, load_presets
 from chat_app.proposals import Proposals, Verdicts
@@ -50,6 +51,7 @@ from feedback_store.records import (
 )
 from feedback_store.snapshots import Snapshot
 from feedback_store.store import FeedbackStore
+from feedback_store.teaching import Untaught
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,22 @@ class NeedsMaintenance(Refused):
             409,
             f"There is no room for two models ({error}). To serve {version} the present one must end first: repeat "
             f'with {{"maintenance": true}} (zloop: --maintenance). New answers will then wait up to {limit_s:g} s.',
+        )
+
+
+class NeedsForce(Refused):
+    """Something speaks against the version (`against`): it must be asked for again, with `force` and a reason."""
+
+    def __init__(self, version: str, against: str, verb: str) -> None:
+        self.version = version
+        self.against = against
+        asked, command = (
+            ("promote it", f"zloop promote {version}") if verb == "promote" else ("go back to it", "zloop rollback")
+        )
+        super().__init__(
+            409,
+            f"{against} To {asked} all the same, repeat with force and a reason, which stands in the history: "
+            f'{{"force": true, "reason": "…"}} ({command} --force --reason "…").',
         )
 
 
@@ -129,6 +147,7 @@ class Trainer(Judge, Verdicts, RaterJudge, Protocol):
     def snapshot(self, recipe: str | None) -> Snapshot: ...
     def manifests(self) -> Sequence[Mapping[str, Any]]: ...
     def manifest(self, version: str) -> Mapping[str, Any]: ...
+    def judgement(self, version: str) -> Mapping[str, Any] | None: ...
     def evaluate(self, version: str, against: str) -> dict[str, Any]: ...
     def benchmark(
         self, benchmark: str, version: str, against: str | None, *, limit: int | None = None, max_tokens: int
@@ -151,6 +170,7 @@ class PickOutcome:
     retrain_every: int
     run_started: str | None
     credit: str | None
+    untaught: Untaught | None = None
 
     @property
     def is_gold(self) -> bool:
@@ -172,8 +192,11 @@ class PickOutcome:
             preference=self.preference_id is not None,
             collected=self.new_preferences,
             every=self.retrain_every,
+            untaught=self.untaught,
         )
         started = None if self.run_started is None else "It has started: watch it under Admin."
+        if started and self.untaught in WHY_NOT:
+            started = "A retrain has started all the same: watch it under Admin."
         return " ".join(filter(None, (said, started, self.credit)))
 
 
@@ -247,7 +270,7 @@ class Operations:
         self.proposals = Proposals(
             settings, store, trainer, slot, baking=self.baking, changing=self._promoting,
             make_champion=lambda version, reason: self._make_champion(version, "auto", reason, POLICY),
-            challenger=self.trials.challenger, is_practised=self._is_practised,
+            challenger=self.trials.challenger, is_practised=self._is_practised, against=self.against,
         )  # fmt: skip
         self.trials.on_end = lambda _: self.proposals.wake()
 
@@ -437,6 +460,7 @@ class Operations:
             self._store.record_answer(pair.turn_id, picked.candidate_id)
         self.trials.voted(pair)
         preference = self._store.pick_preference(kept)
+        untaught = self._store.why_untaught(kept) if preference is None else None
         new = self._new_preferences()
         return PickOutcome(
             kept,
@@ -446,6 +470,7 @@ class Operations:
             self.scheduling.every,
             self._start_if_due(new),
             self._trainer.credit(self.champion(), RATER),
+            untaught,
         )
 
     def record_rating(
@@ -461,6 +486,13 @@ class Operations:
     def record_edit(self, candidate_id: str, text: str, idempotency_key: str | None = None) -> Edit:
         """A person's rewrite of an answer. Raises NotFound, Conflict."""
         return self._store.record_edit(candidate_id, text, rater=RATER, idempotency_key=idempotency_key)
+
+    def sentence_of(self, said: Edit | Rating) -> str:
+        """What a person reads after a rewrite or a thumb: whether it teaches, and why not."""
+        untaught = self._store.why_untaught(said)
+        if isinstance(said, Edit):
+            return sentence_after_edit(untaught, judges=self._store.judges(said))
+        return sentence_after_rating(untaught)
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -583,8 +615,47 @@ class Operations:
             rows.append({**manifest, "state": state, "summary": reason or _summary(manifest), "taken_back": reason})
         return rows
 
+    def known(self, version: str) -> Known:
+        """What is known of a version, for and against it as the champion. Raises VersionNotFound, VersionDamaged."""
+        trials = (one for one in self._store.load_trials() if one.challenger == version)
+        decided = next((one for one in trials if one.state in ("better", "worse")), None)
+        lost = decided is not None and decided.state == "worse"
+        return Known(
+            version,
+            self._trainer.judgement(version),
+            taken_back=self.baking.taken_back().get(version),
+            lost_trial=decided.ended_reason if decided is not None and lost else None,
+        )
+
+    def against(self, version: str) -> str | None:
+        """What speaks against a version as the champion, in a sentence; None: nothing. Raises as `known`."""
+        return self.known(version).against
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every promotion and way back, the newest first, with its reason and what was known then."""
+        return [
+            {
+                "at": one.created_at.isoformat(timespec="seconds"),
+                "version": one.version,
+                "previous": one.previous,
+                "kind": one.kind,
+                "forced": bool((one.evaluation or {}).get("forced", False)),
+                "reason": one.reason,
+                "note": (one.evaluation or {}).get("note"),
+                "by": one.by,
+            }
+            for one in reversed(self._store.load_promotions())
+        ]
+
     async def promote(
-        self, version: str, *, reason: str = "", maintenance: bool = False, bake: bool = True, by: str | None = None
+        self,
+        version: str,
+        *,
+        reason: str = "",
+        maintenance: bool = False,
+        bake: bool = True,
+        by: str | None = None,
+        force: bool = False,
     ) -> tuple[str, str]:
         """Make `version` the champion; returns (champion, previous).
 
@@ -593,7 +664,9 @@ class Operations:
         Raises NeedsMaintenance where there is no room for both; with `maintenance` answers wait while one follows the
         other. With `bake` it is watched from its first answer on, and taken back where it is clearly worse. `by` is who
         promotes; with ZLOOP_APPROVAL=other it must be somebody else than who started the run (400 without a name, 403).
+        Raises NeedsForce where something speaks against the version (`against.py`), unless `force` comes with a reason.
         """
+        _require_reason(force, reason)
         name = _person(by)
         if self.settings.approval == "other":
             started_by = await asyncio.to_thread(self._trainer.started_by, version)
@@ -604,34 +677,50 @@ class Operations:
             previous = self.champion()
             if version == previous:
                 raise Refused(409, f"{version} is the champion already.")
-            await self._make_champion(version, "promote", reason, name or NOBODY, maintenance=maintenance, bake=bake)
+            await self._make_champion(
+                version, "promote", reason, name or NOBODY, maintenance=maintenance, bake=bake, force=force
+            )
         return version, previous
 
     async def _make_champion(
-        self, version: str, kind: str, reason: str, by: str, *, maintenance: bool = False, bake: bool = True
+        self,
+        version: str,
+        kind: str,
+        reason: str,
+        by: str,
+        *,
+        maintenance: bool = False,
+        bake: bool = True,
+        force: bool = False,
     ) -> None:
         """Under the lock `_promoting`. See `promote`."""
+        known = await asyncio.to_thread(self._permitted, version, kind, force=force)
         watch = await asyncio.to_thread(self._watch_over, version, self.champion()) if bake else None
 
         def record() -> None:
-            self._record_promotion(version, kind, reason, by=by)
+            self._record_promotion(known, kind, reason, by=by)
             self.baking.begin(watch)
 
         await self._serve(version, kind, record, maintenance)
         self.baking.keep_looking()
 
-    async def rollback(self, *, maintenance: bool = False) -> tuple[str, str]:
-        """Go back to the champion before this one; returns (champion, previous). `maintenance`: see `promote`."""
+    def _permitted(self, version: str, verb: str, *, force: bool) -> Known:
+        """What is known of a version that is to be the champion. Raises NeedsForce where that speaks against it."""
+        known = self.known(version)
+        if known.against is not None and not force:
+            raise NeedsForce(version, known.against, verb)
+        return known
+
+    async def rollback(self, *, maintenance: bool = False, force: bool = False, reason: str = "") -> tuple[str, str]:
+        """Go back to the champion before this one; returns (champion, previous). The arguments: see `promote`."""
+        _require_reason(force, reason)
         async with self._promoting:
             previous, target = self.champion(), self.rollback_target()
             if target is None:
                 raise Refused(409, f"There is nothing to roll back to: {previous} is the first champion.")
-            await self._serve(
-                target,
-                "rollback",
-                partial(self._record_promotion, target, "rollback", f"rolled back from {previous}"),
-                maintenance,
-            )
+            known = await asyncio.to_thread(self._permitted, target, "rollback", force=force)
+            said = f"rolled back from {previous}" + (f": {reason}" if reason else "")
+            await self._serve(target, "rollback", partial(self._record_promotion, known, "rollback", said), maintenance)
             self.baking.end()
         return target, previous
 
@@ -656,7 +745,8 @@ class Operations:
             target = self.rollback_target()
             if self.champion() != version or target is None:
                 return False
-            record = partial(self._record_promotion, target, "auto-rollback", reason, by="baking")
+            known = await asyncio.to_thread(self.known, target)
+            record = partial(self._record_promotion, known, "auto-rollback", reason, by="baking")
             try:
                 await self._serve(target, "auto-rollback", record, maintenance=False)
             except NeedsMaintenance:
@@ -708,9 +798,13 @@ class Operations:
         """Propose a version no longer. Raises NotFound where it is not proposed."""
         self.proposals.dismiss(version, by=_person(by) or NOBODY, reason=reason)
 
-    def _record_promotion(self, version: str, kind: str, reason: str, *, by: str = RATER) -> None:
-        manifest = self._trainer.manifest(version)
-        self._store.record_promotion(version, kind=kind, reason=reason, by=by, evaluation=manifest.get("evaluation"))
+    def _record_promotion(self, known: Known, kind: str, reason: str, *, by: str = RATER) -> None:
+        """Beside its evaluation stands what else the history says: that it was forced, and against what."""
+        evaluation = self._trainer.manifest(known.version).get("evaluation")
+        if known.note is not None:
+            forced = known.against is not None and kind in ("promote", "rollback")
+            evaluation = {**(evaluation or {}), "forced": forced, "note": known.note}
+        self._store.record_promotion(known.version, kind=kind, reason=reason, by=by, evaluation=evaluation)
 
     # --- health ----------------------------------------------------------------------------------------------------
 
@@ -768,6 +862,13 @@ def _person(by: str | None) -> str | None:
         raise Refused(400, str(error)) from None
 
 
+def _require_reason(force: bool, reason: str) -> None:
+    if force and not is_reason(reason):
+        raise Refused(
+            422, f"force needs a reason that can be read later, and it is {reason[:80]!r}: say why, in a few words."
+        )
+
+
 def _first(*values: Number | None) -> Number:
     """The first value that is not None; the last one is a default."""
     return next(value for value in values if value is not None)
@@ -778,7 +879,8 @@ def _summary(manifest: Mapping[str, Any]) -> str:
     if manifest["run_id"] is None:
         return f"the base, {manifest['base']}"
     what = f"practice: {manifest['practice']} · " if manifest.get("practice") else ""
-    verdict = manifest["verdict"]
+    verdict = manifest["verdict"] or {}
     made = (manifest.get("method", "dpo"), manifest.get("tuning", "lora"))
     what += "" if made == ("dpo", "lora") else f"{' · '.join(made)} · "
-    return f"{what}{verdict['decision']}: {verdict['reasons'][0]}"
+    reasons = verdict.get("reasons") or ["no reasons are known"]
+    return f"{what}{verdict.get('decision') or 'not judged'}: {reasons[0]}"

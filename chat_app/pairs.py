@@ -6,11 +6,25 @@ The answers are written by `turns.py`, stored and turned into preferences by `fe
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from feedback_store.records import PickChoice
+from feedback_store.teaching import Untaught
 
 Answer = TypeVar("Answer")
+
+WHY_NOT: Mapping[Untaught, str] = MappingProxyType(
+    {
+        Untaught.CONVERSATION: "this conversation is not learned from",
+        Untaught.RATER: "you asked that nothing of yours is learned from",
+        Untaught.ASKER: "whoever asked the question wants nothing of theirs learned from",
+        Untaught.QUARANTINE: "what you say is set aside until an admin has looked at it (quarantine)",
+        Untaught.SUPERSEDED: "you have said something else since, and that stands",
+    }
+)
+"""Why something is kept and does not teach, where that is about people and not about the answers."""
 
 
 def shuffle(answers: tuple[Answer, Answer], dice: random.Random) -> tuple[Answer, Answer]:
@@ -23,13 +37,56 @@ def settle(pick: PickChoice) -> int:
     return 1 if pick is PickChoice.SECOND else 0
 
 
-def sentence_after(pick: PickChoice, versions: tuple[str, str], *, preference: bool, collected: int, every: int) -> str:
+def sentence_after(
+    pick: PickChoice,
+    versions: tuple[str, str],
+    *,
+    preference: bool,
+    collected: int,
+    every: int,
+    untaught: Untaught | None = None,
+) -> str:
     """What the page says after a pick: who wrote which answer, and what the pick did.
 
     versions: in shown order. preference: whether the pick became a preference. collected: how many preferences from
     picks there are since the last retrain, this one included. every: how many start a retrain, 0 for never by itself.
+    untaught: why it does not teach, where it does not; where that is about people, no number is named beside it.
     """
+    if (only := _saved_only(untaught)) is not None:
+        return f"{_reveal(versions)} {only}"
     return f"{_reveal(versions)} {_effect(pick, preference)} {_progress(collected, every)}"
+
+
+def sentence_after_edit(untaught: Untaught | None, *, judges: bool = False) -> str:
+    """What a person reads after rewriting an answer. judges: its prompt is held out, so versions are judged by it."""
+    kept = "The conversation keeps the answer as it was written."
+    if (only := _saved_only(untaught)) is not None:
+        return f"{only} {kept}"
+    if untaught is not None:
+        return f"Saved, but it does not teach: the answer was cut off, or your version says the same. {kept}"
+    return f"Saved: {'new versions are judged by your version' if judges else 'your version teaches'}. {kept}"
+
+
+def sentence_after_rating(untaught: Untaught | None) -> str:
+    """What a person reads after a thumb."""
+    said = "Thank you – your rating is saved. Picks between two answers are what the model is trained on."
+    return _saved_only(untaught) or said
+
+
+def sentence_after_choice(*, teach: bool, begun: bool) -> str:
+    """What a person reads who said whether a conversation may teach; one not begun yet can have taught nothing."""
+    if teach:
+        return "This conversation may teach."
+    return "Nothing of this conversation will teach" + (
+        " from now on. What was trained before, or is being trained now, keeps what it learned." if begun else "."
+    )
+
+
+def _saved_only(untaught: Untaught | None) -> str | None:
+    """What a person reads whose words are kept and do not teach; None where they do, or the answers are why not."""
+    if untaught is None or untaught not in WHY_NOT:
+        return None
+    return f"Saved, but it does not teach and does not count towards a retrain: {WHY_NOT[untaught]}."
 
 
 def _reveal(versions: tuple[str, str]) -> str:

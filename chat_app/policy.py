@@ -5,7 +5,8 @@
 Where it sits: `proposals.py` collects the evidence, asks here, and acts. Who may promote is here too (`objection`).
 
 **Why each case is as it is.** A practised version is never promoted by itself: a practice shows the loop, nobody asked
-that everybody's answers change. One that was taken back answered worse than its evidence said: a person has to look.
+that everybody's answers change. One that was taken back answered worse than its evidence said: a person has to look,
+as at one that won a trial against its own verdict.
 A verdict that compares with another champion than today's says nothing about today's. A promotion would end a live
 trial that people are voting in. A champion that is being watched may be gone in a minute: until then it waits.
 
@@ -53,6 +54,7 @@ class Evidence:
 class Situation:
     """How things stand for one version. `taken_back`: why it was; `watched`, `challenger`: a version, if there is one.
 
+    `against`: what speaks against it as the champion (`against.py`): the policy promotes no version in spite of it.
     `was_promoted`: somebody has promoted it since the evidence, whatever came then.
     """
 
@@ -63,6 +65,7 @@ class Situation:
     watched: str | None = None
     challenger: str | None = None
     is_serving: bool = True
+    against: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,8 @@ def _doubt(evidence: Evidence, now: Situation) -> str:
     version = evidence.version
     if now.taken_back is not None:
         return f"{version} answered once and was taken back. {now.taken_back}".strip()
+    if now.against is not None:
+        return now.against
     if evidence.champion != now.champion:
         return f"{version} was compared with {evidence.champion}, and {now.champion} is the champion now."
     if now.is_practised:

@@ -48,7 +48,8 @@ class Verdicts(Protocol):
 class Proposals:
     """`changing` is held by whoever changes what is served; `make_champion(version, reason)` is called under it.
 
-    `challenger` names the version on live trial, `is_practised` says of a version whether it practised a taste.
+    `challenger` names the version on live trial, `is_practised` says of a version whether it practised a taste,
+    `against` what speaks against it as the champion.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Proposals:
         make_champion: Callable[[str, str], Awaitable[None]],
         challenger: Callable[[], str | None],
         is_practised: Callable[[str], bool],
+        against: Callable[[str], str | None],
     ) -> None:
         self._policy = settings.policy
         self._approval = settings.approval
@@ -74,6 +76,7 @@ class Proposals:
         self._make_champion = make_champion
         self._challenger = challenger
         self._is_practised = is_practised
+        self._against = against
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
 
@@ -175,7 +178,16 @@ class Proposals:
             watched=self._baking.watched(),
             challenger=self._challenger(),
             is_serving=self._slot is not None and self._slot.is_ready and not self._slot.is_paused,
+            against=self._spoken_against(version),
         )
+
+    def _spoken_against(self, version: str) -> str | None:
+        """What speaks against a version; that it cannot be read is said by the promotion that fails for it."""
+        try:
+            return self._against(version)
+        except Exception:
+            log.warning("What is known of %s cannot be read.", version, exc_info=True)
+            return None
 
     # --- what people see and do ------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from trainer.comparison_table import table
 from trainer.credits import credits_of
 from trainer.errors import BadRecipe, BadRunRequest, BadSchedule, TrainerError, TrainingUnavailable
 from trainer.judged import judged_runs
+from trainer.judgement import judgement
 from trainer.launch import check_training_available
 from trainer.pages import REPORT
 from trainer.preflight import Policy
@@ -111,6 +112,13 @@ class TrainerRoom:
             nothing = dict.fromkeys(("snapshot", "run_id", "created_at"))
             return {"version": BASE_VERSION, "base": self._base.name, **nothing}
         return asdict(self.supervisor.versions.load(version))
+
+    def judgement(self, version: str) -> Mapping[str, Any] | None:
+        """What its evaluation says of a version; None for the base. Raises VersionNotFound, VersionDamaged."""
+        if version == BASE_VERSION:
+            return None
+        versions = self.supervisor.versions
+        return judgement(versions.load(version), versions.evaluation(version))
 
     def served(self, version: str) -> ServedVersion:
         """What the engine needs to serve `version`, its files verified. Raises VersionDamaged, VersionNotFound.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 
 from chat_app.data_api import Strict
 from chat_app.fields import Id, PathId
@@ -37,10 +38,14 @@ def trial_routes(operations: Operations) -> APIRouter:
 
     @router.post("/trials")
     async def start_trial(body: TrialBody) -> dict[str, Any]:
-        """Show a version, blind, against the champion in a share of the pairs; 409 while another trial runs."""
-        return await operations.trials.start(
+        """Show a version, blind, against the champion in a share of the pairs; 409 while another trial runs.
+
+        `warning`: what speaks against the version. It makes no champion: that needs a promotion all the same.
+        """
+        begun = await operations.trials.start(
             body.version, share=body.share, max_votes=body.max_votes, reason=body.reason
         )
+        return {**begun, "warning": await run_in_threadpool(operations.against, body.version)}
 
     @router.get("/trials")
     def trials() -> dict[str, Any]:

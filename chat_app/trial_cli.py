@@ -34,7 +34,8 @@ def start(
         result,
         as_json,
         f"{result['trial_id']}: {result['challenger']} is shown against {result['champion']} in {result['share']:.0%} "
-        "of the pairs. Watch it with: zloop trial status",
+        "of the pairs. Watch it with: zloop trial status"
+        + (f"\nIt is shown in spite of this: {result['warning']}" if result["warning"] else ""),
     )
 
 

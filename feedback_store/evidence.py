@@ -3,7 +3,8 @@
     standing picks, imports → SQL → tables.ROWS ┐
     edits, retries → records → tables.ROWS ─────┴→ training_rows        ratings, both bad, imports → unpaired_rows
 
-What a person or a conversation asked not to learn from is left out here, so that nobody else has to remember it.
+What a person or a conversation asked not to learn from is left out here, by the definition of ``teaching.py``, so that
+nobody else has to remember it.
 Used by ``store.py``. Not here: which of the rows a snapshot takes (``mixing.py``).
 """
 
@@ -20,11 +21,10 @@ from feedback_store.agreement import Vote
 from feedback_store.database import Cursor
 from feedback_store.preferences import labelled, preference_of_edit, preference_of_retry
 from feedback_store.records import Preference, UnpairedPreference
+from feedback_store.teaching import REFUSED_RATERS, learning, pick_may_teach
 
 _BATCH_ROWS = 10_000
-_REFUSED_RATERS = "SELECT subject FROM refusals WHERE scope = 'rater'"
-_REFUSED_TURNS = "SELECT turn_id FROM turns JOIN refusals ON subject = conversation_id WHERE scope = 'conversation'"
-_PICKED = """
+_PICKED = f"""
     SELECT picks.preference_id, pairs.prompt, chosen.text AS chosen, rejected.text AS rejected, 'pick' AS source,
         picks.rater, 1.0::DOUBLE AS weight, picks.pick_id, [chosen.version, rejected.version] AS versions,
         NULL::VARCHAR AS practice, picks.created_at
@@ -33,14 +33,14 @@ _PICKED = """
         CASE picks.pick WHEN 'first' THEN first_candidate_id ELSE second_candidate_id END
     JOIN candidates AS rejected ON rejected.candidate_id =
         CASE picks.pick WHEN 'first' THEN second_candidate_id ELSE first_candidate_id END
-    WHERE picks.preference_id IS NOT NULL AND {learning}
+    WHERE {pick_may_teach("picks")}
     ORDER BY picks.event"""
 # A scan gives rows as they were inserted; sorting them would hold them all in memory twice.
 _IMPORTED = f"""
     SELECT preference_id, prompt, chosen, rejected, source, rater, weight, NULL::VARCHAR AS pick_id, versions, practice,
         created_at
     FROM preferences WHERE practice IS NOT DISTINCT FROM $practice
-    AND (rater IS NULL OR rater NOT IN ({_REFUSED_RATERS}))"""
+    AND (rater IS NULL OR rater NOT IN ({REFUSED_RATERS}))"""
 _CANDIDATE = rows.columns(rows.CANDIDATE_COLUMNS, "candidates")
 
 
@@ -52,16 +52,15 @@ def training_rows(cursor: Cursor, practice: str | None) -> pa.Table:
     imported = _table(cursor, _IMPORTED, {"practice": practice})
     if practice is not None:
         return imported
-    learning = _learning("picks", "pairs")
     said = [*_edited(cursor), *_retried(cursor)]
-    return pa.concat_tables([_table(cursor, _PICKED.format(learning=learning)), tables.rows_of(said), imported])
+    return pa.concat_tables([_table(cursor, _PICKED), tables.rows_of(said), imported])
 
 
 def unpaired_rows(cursor: Cursor) -> list[UnpairedPreference]:
     """Every labelled answer: the latest thumb of each rater on each answer, pairs called both bad, imports."""
     imported = cursor.execute(
         f"SELECT {rows.columns(rows.UNPAIRED_COLUMNS, 'unpaired_preferences')} FROM unpaired_preferences "
-        f"WHERE rater IS NULL OR rater NOT IN ({_REFUSED_RATERS}) ORDER BY event"
+        f"WHERE rater IS NULL OR rater NOT IN ({REFUSED_RATERS}) ORDER BY event"
     ).fetchall()
     return [*_rated(cursor), *_both_bad(cursor), *map(rows.loaded_unpaired, imported)]
 
@@ -95,23 +94,13 @@ def _table(cursor: Cursor, sql: str, parameters: dict[str, Any] | None = None) -
     return pa.table([found[name].cast(tables.ROWS.field(name).type) for name in tables.ROWS.names], schema=tables.ROWS)
 
 
-def _learning(event: str, asked: str) -> str:
-    """Neither who said it, nor who asked, nor their conversation refuses; ``asked`` has the rater and the turn."""
-    return f"{event}.rater NOT IN ({_REFUSED_RATERS}) AND {may_be_learned(asked)}"
-
-
-def may_be_learned(asked: str) -> str:
-    """In SQL: neither who asked refuses, nor their conversation; ``asked`` is a table with the rater and the turn."""
-    return f"{asked}.rater NOT IN ({_REFUSED_RATERS}) AND coalesce({asked}.turn_id, '') NOT IN ({_REFUSED_TURNS})"
-
-
 def _edited(cursor: Cursor) -> Iterator[Preference]:
     """The latest rewrite of each rater of each answer."""
     found = cursor.execute(
         f"""SELECT edits.edit_id, edits.candidate_id, edits.text, edits.rater, edits.created_at, generations.prompt,
             {_CANDIDATE}
         FROM edits JOIN generations USING (candidate_id) JOIN candidates USING (candidate_id)
-        WHERE {_learning("edits", "generations")}
+        WHERE {learning("edits", "generations")}
         QUALIFY row_number() OVER (PARTITION BY edits.candidate_id, edits.rater ORDER BY edits.event DESC) = 1
         ORDER BY edits.event"""
     ).fetchall()
@@ -143,7 +132,7 @@ def _retried(cursor: Cursor) -> Iterator[Preference]:
         JOIN generations AS earlier ON earlier.candidate_id = ordered.before AND earlier.prompt = generations.prompt
         WHERE ordered.after IS NULL AND ordered.before IS NOT NULL
         AND ordered.turn_id NOT IN (SELECT turn_id FROM pairs WHERE turn_id IS NOT NULL)
-        AND {_learning("generations", "generations")}
+        AND {learning("generations", "generations")}
         ORDER BY ordered.event"""
     ).fetchall()
     width = len(rows.CANDIDATE_COLUMNS)
@@ -159,7 +148,7 @@ def _rated(cursor: Cursor) -> Iterator[UnpairedPreference]:
         f"""SELECT ratings.rating_id, ratings.rating, ratings.rater, ratings.created_at, generations.prompt,
             {_CANDIDATE}
         FROM ratings JOIN generations USING (candidate_id) JOIN candidates USING (candidate_id)
-        WHERE {_learning("ratings", "generations")}
+        WHERE {learning("ratings", "generations")}
         QUALIFY row_number() OVER (PARTITION BY ratings.candidate_id, ratings.rater ORDER BY ratings.event DESC) = 1
         ORDER BY ratings.event"""
     ).fetchall()
@@ -177,7 +166,7 @@ def _both_bad(cursor: Cursor) -> Iterator[UnpairedPreference]:
         f"""SELECT picks.pick_id, picks.rater, picks.created_at, pairs.prompt, {_CANDIDATE}
         FROM standing_picks AS picks JOIN pairs USING (pair_id)
         JOIN candidates ON candidate_id IN (first_candidate_id, second_candidate_id)
-        WHERE picks.pick = 'both_bad' AND {_learning("picks", "pairs")} ORDER BY picks.event, candidate_id"""
+        WHERE picks.pick = 'both_bad' AND {learning("picks", "pairs")} ORDER BY picks.event, candidate_id"""
     ).fetchall()
     for pick_id, rater, created_at, prompt, *candidate in found:
         label = labelled(

@@ -2,10 +2,12 @@
 
     picks, preferences, ratings … --statistics(cursor)--> Statistics --as_dict--> GET /v1/statistics
 
-A pick that was superseded does not count. A superseding pick carries what it superseded, so "the picks that stand" is
-all of them minus those: no join, no window. Agreement between raters is another question (``agreement.py``).
+What is said to train on, or to be held out to judge by, is what may teach (``teaching.py``); picks of any kind are all
+that stand. A pick that was superseded does not count. A superseding pick carries what it superseded, so "the picks that
+stand" is all of them minus those: no join, no window. Agreement between raters is another question (``agreement.py``).
 """
 
+# ruff: noqa: S608 - only our own column and table names are put into SQL; values are always parameters
 from __future__ import annotations
 
 from collections import Counter
@@ -17,9 +19,15 @@ from typing import Any
 from feedback_store.database import Cursor
 from feedback_store.preferences import HELD_OUT, TRAIN
 from feedback_store.records import IMPORT_SOURCES, Counts, PickChoice
+from feedback_store.teaching import edit_teaches, import_teaches, of_pair_and_rater_who_may_teach, said_by_the_trusted
 
 DAYS = 30
 RATERS = 20
+_TEACHES = f"{of_pair_and_rater_who_may_teach('picks')} AND {said_by_the_trusted('picks')}"
+_STANDING = f"""
+    SELECT pick, CASE WHEN {_TEACHES} THEN part END AS part, count(*) FROM picks GROUP BY ALL UNION ALL
+    SELECT superseded_pick, CASE WHEN {_TEACHES} THEN superseded_part END AS part, -count(*) FROM picks
+    WHERE supersedes IS NOT NULL GROUP BY ALL"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +77,10 @@ def counts(cursor: Cursor) -> Counts:
 
 
 def _standing(cursor: Cursor) -> tuple[Counter[str], Counter[str]]:
-    """The picks that stand by choice, and the preferences they make by part."""
+    """The picks that stand by choice, and the preferences they make by part, of those that teach."""
     picks: Counter[str] = Counter()
     parts: Counter[str] = Counter()
-    for pick, part, number in cursor.execute(
-        "SELECT pick, part, count(*) FROM picks GROUP BY ALL UNION ALL "
-        "SELECT superseded_pick, superseded_part, -count(*) FROM picks WHERE supersedes IS NOT NULL GROUP BY ALL"
-    ).fetchall():
+    for pick, part, number in cursor.execute(_STANDING).fetchall():
         picks[pick] += number
         if part is not None:
             parts[part] += number
@@ -88,15 +93,16 @@ def _counts(cursor: Cursor, picks: int, picked: Counter[str]) -> Counts:
     ).fetchall()[0]
     edited = _counted(
         cursor,
-        "SELECT part, count(*) FROM (SELECT arg_max(part, event) AS part FROM edits GROUP BY candidate_id, rater) "
-        "WHERE part <> '' GROUP BY ALL",
+        "SELECT part, count(*) FROM (SELECT candidate_id, rater, arg_max(part, event) AS part FROM edits GROUP BY ALL) "
+        f"AS edits WHERE {edit_teaches('edits')} GROUP BY ALL",
     )
     real: Counter[str] = Counter(dict.fromkeys(("pick", "edit", *IMPORT_SOURCES), 0))
     real["pick"], real["edit"] = picked.total(), sum(edited.values())
     parts = picked + Counter(edited)
     by_taste: Counter[str] = Counter()
     for source, practice, split, number in cursor.execute(
-        "SELECT source, practice, split, count(*) FROM preferences GROUP BY ALL ORDER BY source, practice"
+        f"SELECT source, practice, split, count(*) FROM preferences WHERE {import_teaches('preferences')} "
+        "GROUP BY ALL ORDER BY source, practice"
     ).fetchall():
         if practice is None:
             real[source] += number

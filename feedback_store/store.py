@@ -35,7 +35,7 @@ from feedback_store.importers import PreferenceSource
 from feedback_store.importers.pairs import Choices
 from feedback_store.imports import add_preferences, import_preferences, load_imports
 from feedback_store.picks import record_picks
-from feedback_store.preferences import preference_of, preference_of_edit, split_of
+from feedback_store.preferences import HELD_OUT, preference_of, preference_of_edit, split_of
 from feedback_store.query import QueryResult, run_query
 from feedback_store.rater_tallies import RaterTally, load_tallies
 from feedback_store.records import (
@@ -67,6 +67,14 @@ from feedback_store.reliability import GoldAnswers
 from feedback_store.selection import Standing
 from feedback_store.statistics import Statistics, counts, statistics
 from feedback_store.tables import preference_of_row
+from feedback_store.teaching import (
+    Untaught,
+    may_be_learned,
+    pick_teaches,
+    why_edit_teaches_nothing,
+    why_pick_teaches_nothing,
+    why_rating_teaches_nothing,
+)
 
 _CANDIDATE = rows.columns(rows.CANDIDATE_COLUMNS, "candidates")
 _FIRST, _SECOND = rows.columns(rows.CANDIDATE_COLUMNS, "first"), rows.columns(rows.CANDIDATE_COLUMNS, "second")
@@ -317,8 +325,17 @@ class FeedbackStore:
         return self._database.submit(record_picks, word)
 
     def pick_preference(self, pick: Pick) -> Preference | None:
-        """The training row a pick stands for, or None (see ``preferences.preference_of``)."""
-        return preference_of(pick, self.load_pair(pick.pair_id))
+        """The training row that a snapshot of now would hold for a pick, or None where it teaches nothing."""
+        return preference_of(pick, self.load_pair(pick.pair_id)) if self.why_untaught(pick) is None else None
+
+    def why_untaught(self, said: Pick | Edit | Rating) -> Untaught | None:
+        """Why a word of a person teaches nothing as things stand; None where it does (see ``teaching.py``)."""
+        with self._database.read() as cursor:
+            if isinstance(said, Pick):
+                return why_pick_teaches_nothing(cursor, said)
+            if isinstance(said, Edit):
+                return why_edit_teaches_nothing(cursor, said)
+            return why_rating_teaches_nothing(cursor, said)
 
     def record_rating(
         self,
@@ -364,6 +381,12 @@ class FeedbackStore:
                 [event.edit_id, candidate_id, text, rater, _part(cursor, event), rows.stored_time(event.created_at)],
             )
         return event
+
+    def judges(self, edit: Edit) -> bool:
+        """Whether the prompt of an edit is held out: then versions are judged by it, and none learns from it."""
+        with self._database.read() as cursor:
+            found = cursor.execute("SELECT 1 FROM edits WHERE edit_id = ? AND part = ?", [edit.edit_id, HELD_OUT])
+            return bool(found.fetchall())
 
     # Preferences
 
@@ -420,11 +443,10 @@ class FeedbackStore:
             return evidence.votes(cursor)
 
     def picks_since(self, moment: datetime | None) -> int:
-        """How many preferences of raters who may teach come from picks newer than ``moment`` (from all for None)."""
+        """How many picks newer than ``moment`` (of all for None) teach, by ``teaching.pick_teaches``."""
         with self._database.read() as cursor:
             found = cursor.execute(
-                "SELECT count(*) FROM standing_picks WHERE preference_id IS NOT NULL "
-                "AND rater NOT IN (FROM quarantined_raters) "
+                f"SELECT count(*) FROM standing_picks AS picks WHERE {pick_teaches('picks')} "
                 "AND created_at > coalesce(?, TIMESTAMP '-infinity')",
                 [None if moment is None else rows.stored_time(moment)],
             ).fetchall()
@@ -527,7 +549,7 @@ class FeedbackStore:
                 f"""SELECT {_PAIR} FROM {_PAIRS}
                 WHERE pairs.pair_id NOT IN (SELECT pair_id FROM picks WHERE rater = ?) AND first.version <> '{GOLD}'
                 AND first.finish_reason = 'stop' AND second.finish_reason = 'stop'
-                AND trim(first.text) <> trim(second.text) AND {evidence.may_be_learned("pairs")}
+                AND trim(first.text) <> trim(second.text) AND {may_be_learned("pairs")}
                 ORDER BY pairs.pair_id IN (SELECT pair_id FROM picks WHERE pick <> 'skip') DESC, pairs.event DESC
                 LIMIT ?""",
                 [rater, limit],

@@ -22,8 +22,11 @@ LAUNCHER_BYTES = 240 * MIB  # accelerate's own process, which imports torch too
 ADAM_BYTES = 16  # a trained weight in fp32: itself, its gradient, two moments
 QUANTISED_BYTES = 0.6  # a weight in 4 bits with its scales
 # × parameters, of training: forward and backward through frozen weights; by TRL's own step prompts are read twice, and
-# the reference goes forward in each step. By the fast step it does so once, before the first.
-FLOP_PER_TOKEN = {"fast": 4, "stock": 10}
+# the reference goes forward in each step. By the fast step it does so once, before the first. SFT has no reference, but
+# its rows are not packed: 16 short ones, one at a time, took what 9 a token say on two cores.
+FLOP_PER_TOKEN = {"fast": 4, "stock": 10, "sft": 9}
+WEIGHTS_FLOP_PER_TOKEN = 2  # more, where every weight has a gradient
+VALIDATION_FLOP_PER_TOKEN = 2
 REFERENCE_FLOP_PER_TOKEN = 2
 TRAIN_FLOPS = {"cpu": 41e9, "gpu": 100e12}  # a second and core, a second and GPU
 EVALUATION_FLOP_PER_TOKEN = 4  # two versions forward
@@ -66,6 +69,7 @@ class Work:
     """What is to be gone through, in tokens: of all pairs of training and evaluation, and of the longest pair.
 
     Tokens of a pair: prompt, chosen and rejected, each once. `longest_rows`: prompt + chosen and prompt + rejected.
+    Of one stage, or the sums of all. `validation_tokens`: of the rows kept aside, each time they are read.
     """
 
     steps: int
@@ -74,6 +78,7 @@ class Work:
     longest_rows: int
     held_out_pairs: int
     held_out_tokens: int
+    validation_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +143,29 @@ class Estimate:
         return {**asdict(self), "total_s": round(self.total_s, 1)}
 
 
-def estimate_run(shape: Shape, work: Work, setting: Setting, past: Sequence[Past] = ()) -> Estimate:
-    """`past`: runs of the same method, tuning, base and device on this machine, newest first."""
-    newest = past[:LEARNED_FROM]
-    fixed, activations = fixed_bytes(shape, setting), activation_bytes(shape, work, setting)
-    training_s, evaluation_s = training_seconds(shape, work, setting), evaluation_seconds(shape, work, setting)
+def estimate_run(
+    shape: Shape,
+    work: Work,
+    setting: Setting,
+    past: Sequence[Past] = (),
+    *,
+    before: Sequence[tuple[Work, Setting]] = (),
+) -> Estimate:
+    """`past`: runs of the same method, tuning, base and device on this machine, newest first.
+
+    `before`: the stages that come before the last one, which `work` and `setting` are of. Their times add up, and the
+    largest of their memories counts.
+    """
+    newest, stages = past[:LEARNED_FROM], [*before, (work, setting)]
+    fixed = max(fixed_bytes(shape, how) for _, how in stages)
+    activations = max(activation_bytes(shape, what, how) for what, how in stages)
+    training_s = sum(training_seconds(shape, what, how) for what, how in stages)
+    evaluation_s = evaluation_seconds(shape, work, setting)
     memory = _learned([(one.took_bytes - one.fixed_bytes, one.activation_bytes) for one in newest])
     pace = _learned([(one.took_training_s, one.training_s) for one in newest])
     judging = _learned([(one.took_evaluation_s, one.evaluation_s) for one in newest])
-    loading_s = _mean([one.took_loading_s for one in newest]) if newest else loading_seconds(shape, work, setting)
+    loading_s = sum(loading_seconds(shape, what, how) for what, how in stages)
+    loading_s = _mean([one.took_loading_s for one in newest]) if newest else loading_s
     low, high = SPREAD["runs" if newest else "constants"]
     return Estimate(
         memory_bytes=round(fixed + memory * activations),
@@ -169,7 +188,10 @@ def fixed_bytes(shape: Shape, setting: Setting) -> int:
     weight_bytes = QUANTISED_BYTES if setting.tuning == "qlora" else setting.value_bytes
     trained = shape.parameters if setting.tuning == "full" else shape.lora_parameters(setting.lora_rank)
     state = trained * ADAM_BYTES - (trained * setting.value_bytes if setting.tuning == "full" else 0)
-    each = PROCESS_BYTES[setting.device] + shape.parameters * weight_bytes + state
+    # Without an adapter to switch off, TRL's own step loads the reference as a second model.
+    second = setting.tuning == "full" and not setting.is_fast and setting.method != "sft"
+    models = shape.parameters * weight_bytes * (2 if second else 1)
+    each = PROCESS_BYTES[setting.device] + models + state
     if setting.device == "gpu":
         return round(each)
     return round(each * setting.num_processes + LAUNCHER_BYTES)
@@ -196,8 +218,10 @@ def loading_seconds(shape: Shape, work: Work, setting: Setting) -> float:
 
 def training_seconds(shape: Shape, work: Work, setting: Setting) -> float:
     """By the constants, without loading."""
-    each = FLOP_PER_TOKEN["fast" if setting.is_fast else "stock"]
-    return work.tokens * shape.parameters * each / _flops(setting, setting.num_processes)
+    each = FLOP_PER_TOKEN["fast" if setting.is_fast else "sft" if setting.method == "sft" else "stock"]
+    each += WEIGHTS_FLOP_PER_TOKEN if setting.tuning == "full" else 0
+    flop = shape.parameters * (work.tokens * each + work.validation_tokens * VALIDATION_FLOP_PER_TOKEN)
+    return flop / _flops(setting, setting.num_processes)
 
 
 def evaluation_seconds(shape: Shape, work: Work, setting: Setting) -> float:

@@ -11,15 +11,18 @@ what a run does with the memory that the served model holds:
     refuse   refuse a run that may not fit beside it
     auto     share on a CPU; on a GPU share where the estimate fits beside it, else pause
 
-Not covered: texts and dialogues in files; `zloop evaluate` by hand, which shares; the disk; memory that somebody else
-takes after the start.
+A recipe of several stages is the sum of them (`Recipe.stages`), as `job.py` trains them.
+
+Not covered: texts in files, so that nothing is said, and dialogues in files, of which it is said that they come on top;
+`zloop evaluate` by hand, which shares; the disk; memory that somebody else takes after the start; references that are
+kept from an earlier run, which need no time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -33,9 +36,10 @@ from feedback_store.snapshots import Snapshot
 from trainer.base_model import BaseModel
 from trainer.estimate import Estimate, Past, Setting, Shape, Work, estimate_run
 from trainer.launch import available_cores
-from trainer.recipe import CONTINUED_PRETRAINING, KTO, TOKENS, Recipe
+from trainer.recipe import CONTINUED_PRETRAINING, DPO, KTO, SFT, TOKENS, Recipe
 from trainer.room import Room
 from trainer.runs import Run
+from trainer.validation import MAX_PAIRS, MAX_SHARE, steps_between
 
 if TYPE_CHECKING:
     from trainer.cycle import Plan
@@ -67,6 +71,7 @@ class Preflight:
     policy: Policy
     warning: str | None
     refusal: str | None
+    beside: str = ""  # what comes on top and is not counted
 
     @property
     def sentence(self) -> str:
@@ -76,7 +81,8 @@ class Preflight:
         room = f"; {_gb(self.room.free_bytes)} of {_gb(self.room.total_bytes)} free" if self.room else ""
         paused = " The chat is paused meanwhile." if self.policy is Policy.PAUSE else ""
         what = self.room.what if self.room else "memory"
-        return f"About {minutes(self.estimate.total_s)}, {_gb(self.estimate.memory_bytes)} of {what}{room}.{paused}"
+        about = f"About {minutes(self.estimate.total_s)}, {_gb(self.estimate.memory_bytes)} of {what}{room}."
+        return f"{about}{paused}{self.beside}"
 
     def as_dict(self) -> dict[str, Any]:
         """What config.json keeps, and the body of POST /v1/preflight."""
@@ -112,14 +118,18 @@ def preflight(
     """
     if plan.launch.launcher != "local":
         room, policy, is_serving = None, Policy.SHARE, False  # its machines are not this one
-    setting = _setting(plan, cores or available_cores())
-    kind = f"{setting.method} {setting.tuning} {base.name} {setting.device}×{plan.num_processes} {setting.value_bytes}"
+    recipes = plan.recipe.stages()
+    settings = [_setting(plan, recipe, cores or available_cores()) for recipe in recipes]
+    setting = settings[-1]
+    kind = kind_of(plan, setting, base.name)
     shape = shape_of(base, models_dir)
     if shape is None or not _learned_from(plan, parts).num_rows:
         paused = policy is Policy.PAUSE and is_serving
         return Preflight(kind, None, None, room, Policy.PAUSE if paused else Policy.SHARE, None, None)
-    work = work_of(plan, parts)
-    estimate = estimate_run(shape, work, setting, [past for run in runs if (past := past_of(run, kind)) is not None])
+    works = [work_of(recipe, plan.max_steps, parts) for recipe in recipes]
+    past = [one for run in runs if (one := past_of(run, kind)) is not None]
+    before = list(zip(works, settings, strict=True))[:-1]
+    estimate = estimate_run(shape, works[-1], setting, past, before=before)
     chosen = choose_policy(policy, estimate, room, is_serving=is_serving, device=setting.device)
     warning: str | None
     if plan.launch.launcher == "local":
@@ -127,7 +137,15 @@ def preflight(
     else:
         warning = f"What the machines of {plan.launch.launcher} have is not known, so it was not checked."
         refusal = None
-    return Preflight(kind, estimate, work, room, chosen, warning, refusal)
+    beside = " The dialogues in files come on top of that: they are not counted." if plan.dialogues else ""
+    return Preflight(kind, estimate, whole(works), room, chosen, warning, refusal, beside)
+
+
+def kind_of(plan: Plan, setting: Setting, base: str) -> str:
+    """Runs with the same text can learn from each other. What is counted otherwise than it once was has a new one."""
+    counted = "" if plan.recipe.method == DPO and not plan.recipe.is_full else " 2"
+    place = f"{setting.device}×{plan.num_processes} {setting.value_bytes}"
+    return f"{plan.recipe.method} {setting.tuning} {base} {place}{counted}"
 
 
 def choose_policy(policy: Policy, estimate: Estimate, room: Room | None, *, is_serving: bool, device: str) -> Policy:
@@ -202,28 +220,60 @@ def _learned_from(plan: Plan, parts: Mapping[str, Any]) -> Any:
     return parts[RATED_TRAIN] if plan.recipe.method == KTO else parts[TRAIN]
 
 
-def work_of(plan: Plan, parts: Mapping[str, Any]) -> Work:
-    """How much there is to go through, by the lengths of the texts."""
-    recipe, table = plan.recipe, _learned_from(plan, parts)
+def work_of(recipe: Recipe, max_steps: int | None, parts: Mapping[str, Any]) -> Work:
+    """How much one stage has to go through, by the lengths of the texts; `recipe` is that of the stage."""
+    table = parts[RATED_TRAIN] if recipe.method == KTO else parts[TRAIN]
     rows = table.num_rows
-    steps = recipe.total_steps(rows, plan.max_steps)
+    steps = recipe.total_steps(rows, max_steps)
     pairs = min(steps * recipe.batch_size, recipe.epochs * rows)
-    prompts, answers = _lengths(table, recipe.max_length)
-    held_out_pairs = min(recipe.held_out_pairs, parts[HELD_OUT].num_rows)
-    tokens = sum(prompts) + sum(sum(row) for row in answers)
+    prompts, answers = _lengths(table, recipe)
     together = zip(prompts, answers, strict=True)
     longest = max((sum(min(recipe.max_length, prompt + one) for one in row) for prompt, row in together), default=0)
-    each = tokens / max(1, len(prompts))
-    return Work(steps, pairs, round(each * pairs), longest, held_out_pairs, round(each * held_out_pairs))
+    each = _mean_tokens(prompts, answers)
+    held_out_pairs = min(recipe.held_out_pairs, parts[HELD_OUT].num_rows)
+    judged = _mean_tokens(*_lengths(parts[HELD_OUT], replace(recipe, method=DPO)))
+    return Work(
+        steps=steps,
+        pairs=pairs,
+        tokens=round(each * pairs),
+        longest_rows=longest,
+        held_out_pairs=held_out_pairs,
+        held_out_tokens=round(judged * held_out_pairs),
+        validation_tokens=round(each * _validated(recipe, rows, steps, max_steps)),
+    )
 
 
-def _lengths(table: Any, max_length: int) -> tuple[list[int], list[tuple[int, ...]]]:
-    """Of each row: tokens of the prompt, and of each answer, cut as the training cuts them."""
+def whole(works: Sequence[Work]) -> Work:
+    """The work of all stages together; the evaluation comes once, at the end."""
+    last = works[-1]
+    return replace(
+        last,
+        steps=sum(one.steps for one in works),
+        pairs=sum(one.pairs for one in works),
+        tokens=sum(one.tokens for one in works),
+        longest_rows=max(one.longest_rows for one in works),
+        validation_tokens=sum(one.validation_tokens for one in works),
+    )
+
+
+def _validated(recipe: Recipe, rows: int, steps: int, max_steps: int | None) -> int:
+    """How often a pair is read that is kept aside, the reference's first look included; only DPO looks at any."""
+    every = steps_between(recipe, rows, max_steps) if recipe.method == DPO else None
+    return 0 if every is None else min(MAX_PAIRS, int(MAX_SHARE * rows)) * (steps // every + 1)
+
+
+def _mean_tokens(prompts: Sequence[int], answers: Sequence[tuple[int, ...]]) -> float:
+    return (sum(prompts) + sum(sum(row) for row in answers)) / max(1, len(prompts))
+
+
+def _lengths(table: Any, recipe: Recipe) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Of each row: tokens of the prompt, and of each answer that is read, cut as the training cuts them."""
+    max_length, read = recipe.max_length, ("chosen",) if recipe.method == SFT else ANSWERS
     prompts = [
         min(max_length, round(number / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS)
         for number in _characters(table["prompt"])
     ]
-    columns = [_characters(table[name]) for name in ANSWERS if name in table.column_names]
+    columns = [_characters(table[name]) for name in read if name in table.column_names]
     answers = [
         tuple(min(max_length - prompt, round(number / CHARACTERS_PER_TOKEN) + 1) for number in row)
         for prompt, *row in zip(prompts, *columns, strict=True)
@@ -279,8 +329,8 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _setting(plan: Plan, cores: int) -> Setting:
-    recipe = plan.recipe
+def _setting(plan: Plan, recipe: Recipe, cores: int) -> Setting:
+    """Of one stage, whose recipe this is."""
     bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and plan.device == "gpu")
     return Setting(
         method=recipe.method,

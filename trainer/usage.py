@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,19 @@ def _launcher_bytes() -> int:
 
 
 def together(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the stages of a run took one after the other: the largest memory, the seconds of all."""
+    """What the stages of a run took one after the other: the largest memory, the seconds of all.
+
+    What comes between two stages (merging, the second model, its references) is loading; of a job that went on after a
+    kill only what its new process took.
+    """
+    loading_s = stages[0]["loading_s"]
+    for before, stage in pairwise(stages):
+        loading_s += max(0.0, min(stage["training_began"] - before["ended"], stage["loading_s"]))
     device = [stage["peak_device_memory_bytes"] for stage in stages if stage["peak_device_memory_bytes"]]
     return {
         "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in stages),
         "peak_device_memory_bytes": max(device, default=None),
-        "loading_s": stages[0]["loading_s"],
+        "loading_s": round(loading_s, 2),
         "training_s": round(sum(stage["training_s"] for stage in stages), 2),
         "training_began": stages[0]["training_began"],
         "ended": stages[-1]["ended"],

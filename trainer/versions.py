@@ -107,6 +107,15 @@ class Versions:
         evaluation = read_json(self.directory / version / "evaluation.json") or {}
         return list(evaluation.get("canaries", []))
 
+    def evaluation(self, version: str) -> dict[str, Any] | None:
+        """Its evaluation.json; None where that is missing or cannot be read. Raises VersionNotFound."""
+        self.load(version)
+        try:
+            found = read_json(self.directory / version / "evaluation.json")
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def adapter_gguf(self, version: str) -> Path | None:
         """The file llama-server loads beside the base; None for a base that it cannot serve. Raises VersionNotFound."""
         files = self.load(version).files

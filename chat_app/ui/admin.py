@@ -11,11 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from chat_app.operations import NeedsMaintenance, Operations, Refused, RunHandle, Status
+from chat_app.against import is_reason
+from chat_app.operations import NeedsForce, NeedsMaintenance, Operations, Refused, RunHandle, Status
 from chat_app.serving.engine import EngineError
 from chat_app.ui.command import CommandSection
 from chat_app.ui.curves import LOG_LINES, LiveCurves
 from chat_app.ui.data import DataSection
+from chat_app.ui.force import Asked, ForceStep
 from chat_app.ui.preflight import PreflightLine, preflight_line
 from chat_app.ui.proposals import ProposalSection
 from chat_app.ui.raters import RaterSection
@@ -27,6 +29,7 @@ from feedback_store.practice import TASTES
 from feedback_store.records import OWN_SOURCES
 
 EVERY_S = 1.0
+EVENTS = 10
 ENDED = ("finished", "failed", "cancelled")
 
 Updates = dict[Any, Any]
@@ -80,12 +83,14 @@ class AdminPage:
         CommandSection(self.operations)
         with gr.Row():
             self.promote_newest = gr.Button("Promote", visible=False, elem_id="promote-newest")
+        self.force = ForceStep()
         gr.Markdown("### Versions")
         self.versions = gr.HTML(padding=False, elem_id="versions")
         with gr.Row(elem_classes="zl-end"):
             self.version = gr.Dropdown([], label="Version", scale=2, filterable=False)
             self.promote = gr.Button("Promote", elem_id="promote")
             self.rollback = gr.Button("Roll back", elem_id="rollback")
+        self.history = gr.HTML(padding=False, elem_id="history")
         self.without_room = gr.State(None)  # what was asked for where two models did not fit
         self.maintenance = gr.Button(visible=False, variant="stop", elem_id="maintenance")
         TrialSection(self.operations, page, self.refusals)
@@ -111,8 +116,8 @@ class AdminPage:
     def _wire(self, page: gr.Blocks) -> None:
         view = [
             self.bar, *self.proposals.components, self.overview, self.run, *self.curves.components, self.promote_newest,
-            self.versions, self.version, self.cancel, self.resume, self.start, self.practise, self.rollback,
-            self.seen,
+            self.versions, self.version, self.history, self.cancel, self.resume, self.start, self.practise,
+            self.rollback, self.seen,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         by = self.proposals.by
@@ -126,13 +131,17 @@ class AdminPage:
         self.practise.click(self.start_practice, [self.taste, by], [self.message, *view], trigger_mode="once", **quiet)
         self.cancel.click(self.cancel_run, None, [self.message, *view], **quiet)
         self.resume.click(self.resume_run, None, [self.message, *view], trigger_mode="once", **quiet)
-        swapped = [self.message, self.without_room, self.maintenance, *view]
+        swapped = [self.message, self.without_room, self.maintenance, *self.force.components, *view]
         proposed, decided = [self.proposals.version, by], [self.proposals.message, *swapped]
         self.proposals.promote.click(self.promote_proposed, proposed, decided, trigger_mode="once", **quiet)
         self.proposals.dismiss.click(self.dismiss_proposed, proposed, decided, trigger_mode="once", **quiet)
         self.promote.click(self.promote_version, [self.version, by], swapped, trigger_mode="once", **quiet)
         self.promote_newest.click(self.promote_latest, [by], swapped, trigger_mode="once", **quiet)
         self.rollback.click(self.roll_back, None, swapped, trigger_mode="once", **quiet)
+        self.force.go.click(
+            self.go_against, [self.force.asked, self.force.reason], swapped, trigger_mode="once", **quiet
+        )
+        self.force.leave.click(self.leave_it, None, swapped, **quiet)
         self.maintenance.click(self.swap_in_turn, [self.without_room], swapped, trigger_mode="once", **quiet)
         self.raters.retrain.click(
             self.retrain_without,
@@ -167,8 +176,9 @@ class AdminPage:
             self.overview: overview(status, body, self._worth(status)),
             self.run: run_card(body) if body is not None else "",
             **self.curves.look(lines, newest.log_tail(LOG_LINES) if newest is not None else []),
-            self.promote_newest: self._promote_button(body, status),
+            self.promote_newest: self._promote_button(body, status, self._against(body["version"] if body else None)),
             self.versions: versions_table(rows),
+            self.history: history_list(self.operations.history()),
             self.version: gr.Dropdown(choices=others, value=others[-1] if others else None),
             self.cancel: gr.Button(interactive=active),
             self.resume: gr.Button(visible=body is not None and body["state"] in ("failed", "cancelled")),
@@ -210,12 +220,21 @@ class AdminPage:
         except self.refusals:
             return ""
 
+    def _against(self, version: str | None) -> str | None:
+        """What speaks against a version; nothing where its files are damaged: a promotion then says how."""
+        try:
+            return None if version is None else self.operations.against(version)
+        except self.refusals:
+            return None
+
     @staticmethod
-    def _promote_button(body: Mapping[str, Any] | None, status: Status) -> gr.Button:
+    def _promote_button(body: Mapping[str, Any] | None, status: Status, against: str | None = None) -> gr.Button:
+        """With "anyway" where the evidence is not enough; with dots where a second step asks for a reason."""
         if body is None or body["version"] in (None, status.champion):
             return gr.Button(visible=False)
         decision = body["verdict"]["decision"] if body["verdict"] else "keep"
         anyway = "" if decision == "promote" and body["version"] not in status.taken_back else " anyway"
+        anyway = anyway if against is None else " anyway…"
         return gr.Button(
             f"Promote {body['version']}{anyway}", visible=True, variant="primary" if not anyway else "secondary"
         )
@@ -305,9 +324,23 @@ class AdminPage:
         """Go back to the champion before."""
         return await self._swap(None)
 
-    async def swap_in_turn(self, asked: tuple[str | None, str, str] | None) -> Updates:
+    async def go_against(self, asked: tuple[str | None, str] | None, reason: str) -> Updates:
+        """Do what something speaks against, for the reason that was typed."""
+        if asked is None:
+            return {}
+        if not is_reason(reason):
+            return {
+                self.force.reason: gr.Textbox(info="Write down why first: whoever reads the history wants to know.")
+            }
+        return await self._swap(*asked, reason, force=True)
+
+    def leave_it(self) -> Updates:
+        """The second step is closed; the champion stays."""
+        return self.force.hidden() | {self.message: f"{self.operations.champion()} stays the champion."}
+
+    async def swap_in_turn(self, asked: tuple[str | None, str, str, bool] | None) -> Updates:
         """Do what there was no room for, one model after the other; answers wait meanwhile."""
-        return {} if asked is None else await self._swap(*asked, maintenance=True)
+        return {} if asked is None else await self._swap(*asked[:3], force=asked[3], maintenance=True)
 
     async def _swap(
         self,
@@ -316,26 +349,38 @@ class AdminPage:
         reason: str = "promoted on the admin page",
         *,
         maintenance: bool = False,
+        force: bool = False,
     ) -> Updates:
-        """Promote a version, or roll back where it is None; offer to let answers wait where there is no room."""
+        """Promote a version, or roll back where it is None; offer to let answers wait where there is no room.
+
+        Where something speaks against it, the second step opens; what it asks for comes back with `force`.
+        """
         asked: dict[Any, Any] = {self.without_room: None, self.maintenance: gr.Button(visible=False)}
+        asked |= self.force.hidden()
         try:
             if version is None:
-                champion, previous = await self.operations.rollback(maintenance=maintenance)
+                champion, previous = await self.operations.rollback(
+                    maintenance=maintenance, force=force, reason=reason if force else ""
+                )
                 said = f"Rolled back: {champion} answers again, instead of {previous}."
             else:
                 champion, previous = await self.operations.promote(
-                    version, reason=reason, maintenance=maintenance, by=by
+                    version, reason=reason, maintenance=maintenance, by=by, force=force
                 )
                 said = f"{champion} answers from now on; before it was {previous}."
         except NeedsMaintenance as error:
             said = f"**There is no room for two models.** Answers would wait up to {error.limit_s:g} s."
-            asked = {
-                self.without_room: (version, by, reason),
+            asked |= {
+                self.without_room: (version, by, reason, force),
                 self.maintenance: gr.Button("Let them wait", visible=True),
             }
+        except NeedsForce as error:
+            said = f"Something speaks against {error.version}: a reason is asked for below."
+            asked |= self.force.shown(Asked(version, by), error, self.operations.champion())
         except self.refusals as error:
             said = f"**{version} was not promoted.** {error}" if version else f"**Not rolled back.** {error}"
+            if force:  # the words that were typed stay there
+                asked = {key: value for key, value in asked.items() if key not in self.force.components}
         return self.look() | asked | {self.message: said}
 
     def import_preferences(self, source: str, format_: str) -> Updates:
@@ -372,7 +417,7 @@ def overview(status: Status, run: Mapping[str, Any] | None, worth: str = "") -> 
     until = f"of {status.retrain_every} until the next retrain" if status.retrain_every else "since the last retrain"
     cards = (
         ("answers come from", status.serving or "nothing yet"),
-        (f"new picks that teach, {until}", str(status.new_preferences)),
+        (f"new picks that count, {until}", str(status.new_preferences)),
         (f"preferences: {own} from your people, {imported} imported", f"{own + imported:,}"),
         ("held out to judge by", f"{counts.held_out:,}"),
         ("picks, of any kind", f"{counts.picks:,}"),
@@ -487,6 +532,21 @@ def versions_table(rows: Sequence[Mapping[str, Any]]) -> str:
         '<div class="zl-scroll"><table class="zl-table"><thead><tr><th>Version</th><th>State</th><th>What it is</th>'
         f"<th>Made</th></tr></thead><tbody>{lines}</tbody></table></div>"
     )
+
+
+def history_list(events: Sequence[Mapping[str, Any]]) -> str:
+    """How the last champions came to be, the newest first, each with its reason and what was known against it."""
+    if not events:
+        return ""
+    lines = []
+    for one in events[:EVENTS]:
+        how = f"{one['kind']}, forced" if one["forced"] else one["kind"]
+        said = f"<b>{escape(one['version'])}</b> in place of {escape(one['previous'])} ({escape(how)})"
+        reason = f": {escape(one['reason'])}" if one["reason"] else ""
+        note = f"<br><small>{escape(one['note'])}</small>" if one["note"] else ""
+        lines.append(f"<li><small>{escape(one['at'][:16].replace('T', ' '))}</small> {said}{reason}{note}</li>")
+    shown = f'<ul class="zl-history">{"".join(lines)}</ul>'
+    return f"<details><summary>How the last champions came to be</summary>{shown}</details>"
 
 
 def _named(run: RunHandle) -> str:

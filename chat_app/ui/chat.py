@@ -17,6 +17,7 @@ from chat_app.admission import Place
 from chat_app.answers import ANYBODY, Asker, Comparison
 from chat_app.error_shape import BROKEN
 from chat_app.operations import Operations, Refused
+from chat_app.pairs import sentence_after_choice
 from chat_app.prompts import left_out_sentence
 from chat_app.serving.engine import EngineError
 from chat_app.turns import TurnStream
@@ -261,8 +262,7 @@ class ChatPage:
         )
         if rated is None:
             return "This answer is not stored yet; rate it when it is complete."
-        self.operations.record_rating(rated, "up" if event.liked else "down", None)
-        return "Thank you – your rating is saved. Picks between two answers are what the model is trained on."
+        return self.operations.sentence_of(self.operations.record_rating(rated, "up" if event.liked else "down", None))
 
     def rewrite(self, conversation_id: str, event: gr.EditData) -> Updates:
         """A person's rewrite of an answer teaches; the conversation keeps what the model wrote."""
@@ -272,16 +272,14 @@ class ChatPage:
             return {self.conversation: conversation_id}  # the line above an answer, handed in beside it
         if rewritten is None or not str(event.value).strip():
             return self._shown(conversation_id) | {self.note: "Only an answer can be rewritten, and not to nothing."}
-        self.operations.record_edit(rewritten, str(event.value))
-        return self._shown(conversation_id) | {
-            self.note: "Saved: your version teaches. The conversation keeps the answer as it was written."
-        }
+        kept = self.operations.record_edit(rewritten, str(event.value))
+        return self._shown(conversation_id) | {self.note: self.operations.sentence_of(kept)}
 
     def choose_learning(self, conversation_id: str, teach: bool) -> str:
         """Whether this conversation's words may teach; a conversation not begun yet remembers it at its first turn."""
         if conversation_id:
             self.operations.data.record_learning("conversation", conversation_id, teach)
-        return "This conversation may teach." if teach else "Nothing of this conversation will teach."
+        return sentence_after_choice(teach=teach, begun=bool(conversation_id))
 
     def choose_preset(self, conversation_id: str, preset: str) -> str:
         """How the next answers are written; a conversation not begun yet remembers it at its first turn."""

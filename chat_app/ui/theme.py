@@ -61,7 +61,7 @@ def badge_title(status: Status) -> str:
     """What the badge means, in a sentence."""
     if status.retrain_every:
         return (
-            f"Answers come from {status.serving or status.champion}. {status.new_preferences} picks that teach came in "
+            f"Answers come from {status.serving or status.champion}. {status.new_preferences} picks that count came in "
             f"since the last retrain; at {status.retrain_every} the next one starts."
         )
     return f"Answers come from {status.serving or status.champion}. Retrains start only when asked for."

@@ -114,6 +114,8 @@ class TrialSection:
         except self.refusals as error:
             return self.look() | {self.message: f"**{version} is not on trial.** {error}"}
         said = f"{version} is shown against {begun['champion']} in {begun['share']:.0%} of the pairs from now on."
+        if against := self.operations.against(version):
+            said = f"{said} In spite of this: {against}"
         return self.look() | {self.message: said}
 
     async def stop_trial(self) -> Updates:
