@@ -51,7 +51,7 @@ from feedback_store.erased_rows import (
     without,
 )
 from feedback_store.errors import InvalidRecord, NotFound, StoreDamaged
-from feedback_store.people import ACTORS, Person, ensure_people, find_person, is_person_id, label_of
+from feedback_store.people import OWN, Person, ensure_people, find_person, is_actor, is_person_id, label_of
 from feedback_store.records import LEARNING_SCOPES
 from feedback_store.rows import stored_time
 from feedback_store.snapshots import forget
@@ -233,13 +233,19 @@ def _whom(database: Database, data_dir: Path, name: str) -> tuple[Person, Path]:
     """
     with database.read() as cursor:
         person = find_person(cursor, name)
+        is_nobody = (
+            name == OWN and not holds(cursor, [Person(name, name)]) and not load_tombstones(cursor).times_of(name)
+        )
+        if is_nobody:
+            # Our own user never said a word: an import's `local` is meant, where there is one.
+            person = find_person(cursor, label_of(name)) or person
     meant = {name} if person is None else {person.person_id, person.label}
     for path, job in _jobs(data_dir).items():
         names = job.get("names") or [job["rater"]]
         if meant & {job["rater"], *names[:1]}:
             return person or Person(job["rater"], names[0]), path
     if person is None:
-        person = Person(name, label_of(name) if name in ACTORS else name)
+        person = Person(name, label_of(name) if is_actor(name) else name)
     return person, data_dir / f".erasing-{hashlib.sha256(person.person_id.encode()).hexdigest()[:16]}.json"
 
 

@@ -47,17 +47,16 @@ class Person:
         """What an import called them: the label without what sets it apart from the program's own words."""
         return self.label.removeprefix(IMPORTED)
 
-    @property
-    def is_own(self) -> bool:
-        """Whether this is the program's own user, whose label stays."""
-        return self.label == OWN
-
 
 def label_of(name: str) -> str:
     """The label of somebody an import names; no two names have the same, and none is a word of the program's own."""
-    folded = unicodedata.normalize("NFKC", name).strip().casefold()
-    is_taken = folded in ACTORS or name.startswith(IMPORTED) or is_person_id(name)
+    is_taken = is_actor(name) or name.startswith(IMPORTED) or is_person_id(name)
     return IMPORTED + name if is_taken else name
+
+
+def is_actor(name: str) -> bool:
+    """Whether a name is a word of the program's own for who did something, however it is written."""
+    return unicodedata.normalize("NFKC", name).strip().casefold() in ACTORS
 
 
 def person_id_of(salt: str, label: str) -> str:
@@ -96,18 +95,15 @@ def load_raters(cursor: Cursor) -> set[str]:
 
 
 def find_person(cursor: Cursor, name: str) -> Person | None:
-    """Whom an id or a label means; ``local`` is our own user, unless they said nothing and an imported one did."""
+    """Whom an id or a label means. Of the program's words only ``local`` is a person; another means an imported one."""
+    is_imported = is_person_id(name) or (is_actor(name) and name != OWN)
     found = cursor.execute(
-        "SELECT person_id, label FROM people WHERE person_id = $1 OR label IN ($1, $2)", [name, IMPORTED + name]
+        "SELECT person_id, label FROM people WHERE person_id = $1 OR label = $2 ORDER BY person_id = $1 DESC",
+        [name, IMPORTED + name if is_imported else name],
     ).fetchall()
-    known = {key: Person(*row) for row in found for key in row}
-    person = known.get(name)
-    other = known.get(IMPORTED + name)
-    if other is not None and (person is None or (person.is_own and person.person_id not in load_raters(cursor))):
-        return other
-    if person is None and name in load_raters(cursor):
-        return Person(name, name)
-    return person
+    if found:
+        return Person(*found[0])
+    return Person(name, name) if name in load_raters(cursor) else None
 
 
 def require_person(cursor: Cursor, name: str) -> Person:

@@ -48,7 +48,7 @@ _SHORTEST_NAME = 5
 
 # Fields of our JSON files: where a person stands, an actor (a person or a word of the program's own), what people
 # wrote, and sentences that may quote it.
-_PEOPLE = {"rater", "raters", "without", "rater_weights"}
+_PEOPLE = {"rater", "raters", "without"}
 _CAUSING = {"by", "requested_by", "started_by", "changed_by", "ended_by", "dismissed_by", "promoted_by"}
 _WORDS = {
     "prompt", "prompts", "content", "text", "texts", "chosen", "rejected", "completion", "question", "questions",
@@ -218,11 +218,8 @@ def _mended(value: Any, traces: Traces, field: str = "") -> Any:
     if isinstance(value, list):
         return [_mended(one, traces, field) for one in value]
     if isinstance(value, dict):
-        named = field in _PEOPLE
         return {
-            MARK if (named and name in traces.names) or traces.has_id(name) else name: _mended(
-                one, traces, _inner(field, name)
-            )
+            MARK if traces.has_id(name) else name: _mended(one, traces, _inner(field, name))
             for name, one in value.items()
         }
     return value
