@@ -215,7 +215,7 @@ def create_api(
     routes = list(app.router.routes)
     for path in ("/v1", "/v1/{rest:path}", "/livez", "/readyz", "/metrics", "/openapi.json"):
         app.router.routes.append(Route(path, NoSuchRoute(routes), name="no such route", include_in_schema=False))
-    _handle_errors(app, {**STATUSES, **statuses})
+    _handle_errors(app, {**STATUSES, **statuses}, operations)
     app.add_middleware(CheckedRequests)
     app.add_middleware(LastWord)
     describe(app)
@@ -537,27 +537,27 @@ def _loop_routes(operations: Operations) -> APIRouter:
         request = body.model_dump(exclude={"dry_run", "practice", "by"})
         if body.dry_run:
             return {"run_id": None, "command": operations.show_command(**request, practice_taste=body.practice)}
-        return operations.start_run(**request, practice_taste=body.practice, by=body.by).as_body()
+        return operations.run_body(operations.start_run(**request, practice_taste=body.practice, by=body.by))
 
     @router.get("/runs")
     def runs() -> dict[str, Any]:
         """Every run, the newest first."""
-        return {"runs": [run.as_body() for run in operations.runs()]}
+        return {"runs": [operations.run_body(run) for run in operations.runs()]}
 
     @router.get("/runs/{run_id}")
     def run(run_id: PathId) -> dict[str, Any]:
         """One run: state, step, metrics, verdict, error, and the command that trains it."""
-        return {**operations.run(run_id).as_body(), "command": operations.command(run_id)}
+        return {**operations.run_body(operations.run(run_id)), "command": operations.command(run_id)}
 
     @router.post("/runs/{run_id}/cancel")
     def cancel(run_id: PathId, _: Nothing | None = None) -> dict[str, Any]:
         """Stop a run; nothing it made is served."""
-        return operations.cancel_run(run_id).as_body()
+        return operations.run_body(operations.cancel_run(run_id))
 
     @router.post("/runs/{run_id}/resume")
     def resume(run_id: PathId, _: Nothing | None = None) -> dict[str, Any]:
         """Go on with a run that failed or was cancelled, from its last checkpoint; 409 where another one runs."""
-        return operations.resume_run(run_id).as_body()
+        return operations.run_body(operations.resume_run(run_id))
 
     return router
 
@@ -661,12 +661,12 @@ def _health_routes(operations: Operations) -> APIRouter:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int]) -> None:
+def _handle_errors(app: FastAPI, statuses: Mapping[type[Exception], int], operations: Operations) -> None:
     async def ours(_: Request, error: Exception) -> Response:
         status = next(statuses[kind] for kind in type(error).__mro__ if kind in statuses)
         if status >= 500:
             log.warning("%s: %s", type(error).__name__, error)
-        extra = error.run.as_body() if hasattr(error, "run") else {}
+        extra = operations.run_body(error.run) if hasattr(error, "run") else {}
         retry_after_s = math.ceil(error.retry_after_s) if isinstance(error, EngineBusy) else None
         param = "messages" if isinstance(error, BadMessages) else None
         return error_response(status, str(error), param=param, extra=extra, retry_after_s=retry_after_s)

@@ -50,6 +50,11 @@ def show(body: dict[str, Any], as_json: bool, text: str, stream: Any = None) -> 
     typer.echo(json.dumps(body) if as_json else text, file=stream)
 
 
+def printable(text: str) -> str:
+    """A name that somebody else chose, as a terminal may show it: no line ends, no control characters."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 def refuse(message: str, as_json: bool, body: dict[str, Any] | None = None, *, silent: bool = False) -> NoReturn:
     """Say why not, and exit with 1."""
     if as_json and not silent:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from feedback_store.dataset_export import DatasetFiles, write_dataset
 from feedback_store.erasure import unfinished_erasures
 from feedback_store.importers import PreferenceSource
 from feedback_store.importers.pairs import Choices
-from feedback_store.records import IMPORT_SOURCES, ImportResult, Preference, now
+from feedback_store.people import named
+from feedback_store.records import IMPORT_SOURCES, ImportResult, Preference, UnpairedPreference, now
 from feedback_store.statistics import Statistics
 from feedback_store.store import FeedbackStore
 
@@ -81,12 +82,8 @@ class DataOperations:
     def export_lines(self, format_: str) -> Iterator[str]:
         """Every real preference, line by line: TRL or KTO JSON lines, or CSV."""
         if format_ == "csv":
-            return exports.csv_lines(self._store.preferences())
-        rows = (
-            exports.kto_lines(self._store.unpaired())
-            if format_ == "kto"
-            else exports.trl_lines(self._store.preferences())
-        )
+            return exports.csv_lines(self._preferences())
+        rows = exports.kto_lines(self._unpaired()) if format_ == "kto" else exports.trl_lines(self._preferences())
         return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def export_dataset(
@@ -99,19 +96,32 @@ class DataOperations:
         target = Path(directory) if directory else self._settings.data_dir / EXPORTS / "dataset"
         written = write_dataset(
             target,
-            self._store.preferences(),
-            self._store.unpaired(),
+            list(self._preferences()),
+            list(self._unpaired()),
             name=DATASET_NAME,
             created_at=now(),
             raters=raters,
         )
         return written, None if push is None else hub.push(target, push, private=private)
 
+    def _preferences(self) -> Iterator[Preference]:
+        """With their raters' labels: who reads an export knows no ids."""
+        return exports.renamed(self._store.preferences(), self._label)
+
+    def _unpaired(self) -> Iterator[UnpairedPreference]:
+        return exports.renamed(self._store.unpaired(), self._label)
+
+    @property
+    def _label(self) -> exports.Rename:
+        labels = self._store.labels()
+        return lambda rater: None if rater is None else labels.get(rater, rater)
+
     # --- counted ---------------------------------------------------------------------------------------------------
 
     def statistics(self) -> Statistics:
         """How people judge."""
-        return self._store.statistics()
+        found = self._store.statistics()
+        return replace(found, raters=named(found.raters, self._store.labels()))
 
     def agreement(self) -> dict[str, Any]:
         """How far the raters agree, and where they contradict each other, with the words they judged."""
@@ -124,13 +134,12 @@ class DataOperations:
         }
 
     def _contradicted(self, found: Contradiction) -> dict[str, Any]:
-        pair = self._store.load_pair(found.item)
-        answers = sorted((pair.first.text, pair.second.text), key=str.strip)
+        prompt, answers = self._store.judged(found.item)
         return {
             "pair_id": found.item,
-            "prompt": pair.prompt[-1]["content"],
+            "prompt": prompt,
             "answers": dict(zip("ab", answers, strict=True)),
-            "raters": {choice: list(raters) for choice, raters in found.by_choice.items()},
+            "raters": named(found.by_choice, self._store.labels()),
         }
 
     def query(self, sql: str, limit_s: float) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from chat_app.turns import TurnStream
 from chat_app.watching import WatchingOperations
 from feedback_store import practice
 from feedback_store.errors import StoreError
+from feedback_store.people import label_of, named
 from feedback_store.records import (
     BASE_VERSION,
     GOLD,
@@ -238,6 +239,7 @@ class Operations:
         self.metrics = metrics or Metrics()
         self._store = store
         self._trainer = trainer
+        self._rater = store.person_id(RATER)
         admission = Admission(
             at_once=settings.max_answers,
             per_user=settings.max_answers_per_user,
@@ -455,7 +457,7 @@ class Operations:
             pair_id, pick, reasons=reasons, comment=comment, rater=RATER, idempotency_key=idempotency_key
         )
         pair = self._store.load_pair(pair_id)
-        if pair.turn_id is not None and pair.rater == RATER:
+        if pair.turn_id is not None and pair.rater == self._rater:
             picked = (pair.first, pair.second)[settle(kept.pick)]
             self._store.record_answer(pair.turn_id, picked.candidate_id)
         self.trials.voted(pair)
@@ -469,7 +471,7 @@ class Operations:
             new,
             self.scheduling.every,
             self._start_if_due(new),
-            self._trainer.credit(self.champion(), RATER),
+            self._trainer.credit(self.champion(), self._rater),
             untaught,
         )
 
@@ -502,7 +504,7 @@ class Operations:
         `by` is who asks; where another person must promote, it may not be left out. Raises what the trainer raises,
         and StoreError.
         """
-        self.raters.require_known(request.get("without"))
+        request = self.raters.resolved(request)
         name = _person(by)
         if name is None and self.settings.approval == "other":
             raise Refused(
@@ -510,7 +512,7 @@ class Operations:
                 "ZLOOP_APPROVAL=other: whoever starts a run does not promote its version, so say who you are: "
                 '{"by": "NAME"} (zloop: --by NAME).',
             )
-        return self._start_run(practice_taste, requested_by=name or NOBODY, **request)
+        return self._start_run(practice_taste, requested_by=self._id_of(name), **request)
 
     def _start_run(self, practice_taste: str | None = None, **request: Any) -> RunHandle:
         self._record_practice(practice_taste)
@@ -518,7 +520,7 @@ class Operations:
 
     def show_command(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
         """The command of the run that `start_run` would start, to run it by hand; nothing is started. Raises as it."""
-        self.raters.require_known(request.get("without"))
+        request = self.raters.resolved(request)
         self._record_practice(practice_taste)
         return self._trainer.prepare_by_hand(**request, practice=practice_taste, requested_by=RATER)
 
@@ -532,7 +534,7 @@ class Operations:
 
     def preflight(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
         """What a run would take, and whether it fits; nothing is started. Raises what `start_run` raises."""
-        self.raters.require_known(request.get("without"))
+        request = self.raters.resolved(request)
         self._record_practice(practice_taste)
         return self._trainer.preflight(**request, practice=practice_taste)
 
@@ -557,6 +559,19 @@ class Operations:
         """Every run, the newest first."""
         return self._trainer.runs()
 
+    def run_body(self, run: RunHandle) -> dict[str, Any]:
+        """A run as people see it."""
+        return self._named(run.as_body())
+
+    def _named(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A body with people's labels in the place of their ids."""
+        shown: dict[str, Any] = named(body, self._store.labels())
+        return shown
+
+    def _id_of(self, name: str | None) -> str:
+        """What is kept of a name that a request gives."""
+        return NOBODY if name is None else self._store.record_person(label_of(name))
+
     def recipes(self) -> Sequence[Mapping[str, Any]]:
         """The recipes, the default first: name, method, tuning, about, and the error of one that cannot be used."""
         return self._trainer.recipes()
@@ -567,7 +582,7 @@ class Operations:
 
     def evaluate(self, version: str, against: str | None) -> dict[str, Any]:
         """Compare `version` with `against` (default: the champion) on held-out pairs."""
-        return self._trainer.evaluate(version, against or self.champion())
+        return self._named(self._trainer.evaluate(version, against or self.champion()))
 
     def benchmark(
         self, benchmark: str, version: str, against: str | None, *, limit: int | None, max_tokens: int
@@ -670,7 +685,7 @@ class Operations:
         name = _person(by)
         if self.settings.approval == "other":
             started_by = await asyncio.to_thread(self._trainer.started_by, version)
-            refusal = objection(version, started_by, name)
+            refusal = objection(version, named(started_by, self._store.labels()), name and label_of(name))
             if refusal is not None:
                 raise Refused(*refusal)
         async with self._promoting:
@@ -678,7 +693,7 @@ class Operations:
             if version == previous:
                 raise Refused(409, f"{version} is the champion already.")
             await self._make_champion(
-                version, "promote", reason, name or NOBODY, maintenance=maintenance, bake=bake, force=force
+                version, "promote", reason, self._id_of(name), maintenance=maintenance, bake=bake, force=force
             )
         return version, previous
 
@@ -796,7 +811,7 @@ class Operations:
 
     def dismiss(self, version: str, *, reason: str = "", by: str | None = None) -> None:
         """Propose a version no longer. Raises NotFound where it is not proposed."""
-        self.proposals.dismiss(version, by=_person(by) or NOBODY, reason=reason)
+        self.proposals.dismiss(version, by=self._id_of(_person(by)), reason=reason)
 
     def _record_promotion(self, known: Known, kind: str, reason: str, *, by: str = RATER) -> None:
         """Beside its evaluation stands what else the history says: that it was forced, and against what."""

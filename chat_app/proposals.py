@@ -24,6 +24,7 @@ from chat_app.baking_watch import Baking
 from chat_app.policy import Evidence, Outcome, Situation, Step, decide
 from chat_app.serving.slot import ModelSlot, SlotPaused
 from chat_app.settings import Settings
+from feedback_store.people import named
 from feedback_store.records import FORWARD, Proposal
 from feedback_store.store import FeedbackStore
 
@@ -227,6 +228,7 @@ class Proposals:
         }
 
     def _body(self, one: Proposal) -> dict[str, Any]:
+        labels = self._store.labels()
         return {
             "version": one.version,
             "champion": one.champion,
@@ -236,7 +238,7 @@ class Proposals:
             "sentence": one.sentence,
             "reason": one.reason,
             "at": one.created_at.isoformat(timespec="seconds"),
-            "started_by": self._trainer.started_by(one.version),
-            "dismissed_by": one.ended_by,
+            "started_by": named(self._trainer.started_by(one.version), labels),
+            "dismissed_by": named(one.ended_by, labels),
             "dismissed_reason": one.ended_reason,
         }

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from chat_app.settings import Settings
+from feedback_store.agreement import agreement, decided
 from feedback_store.errors import NotFound
 from feedback_store.gold import FILE, GoldPair, load_gold
+from feedback_store.people import named
 from feedback_store.rater_tallies import RaterTally
 from feedback_store.records import Pair, now
 from feedback_store.reliability import GoldAnswers, agreement_with_others, reliabilities
-from feedback_store.selection import judgements_of
 from feedback_store.store import FeedbackStore
 
 NAMED = 20
@@ -91,21 +93,31 @@ class RaterOperations:
     def quarantine(self, rater: str, *, lift: bool = False, reason: str = "") -> dict[str, Any]:
         """Keep a rater's words and learn nothing from them from now on, or lift that. Raises NotFound, Conflict."""
         self._store.record_quarantine(rater, not lift, reason=reason, by=self._rater)
-        return {"rater": rater, "state": "active" if lift else "quarantined", "reason": reason}
+        label = named(self._store.person_id(rater), self._store.labels())
+        return {"rater": label, "state": "active" if lift else "quarantined", "reason": reason}
 
-    def require_known(self, raters: Sequence[str] | None) -> None:
-        """Refuse a run without somebody who is not there. Raises NotFound."""
-        known = self._store.raters() if raters else []
-        for rater in raters or ():
-            if rater not in known:
-                raise NotFound("rater", rater)
+    def resolved(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The request of a run, `without` by id. Raises NotFound for somebody without a word."""
+        without = request.get("without")
+        if not without:
+            return dict(request)
+        known = self._store.raters()
+        ids = {name: self._store.person_id(name) for name in without}
+        for name, person_id in ids.items():
+            if person_id not in known:
+                raise NotFound("rater", name)
+        return {**request, "without": list(ids.values())}
 
     # --- the list --------------------------------------------------------------------------------------------------
 
     def raters(self) -> dict[str, Any]:
-        """Everybody: what they did, how far one can rely on them, what looks suspicious; those who do, first."""
+        """Everybody: what they did, how far one can rely on them, what looks suspicious; those who do, first.
+
+        `agreement` is what `DataOperations.agreement` says, of the same words.
+        """
         tallies, standing = self._store.rater_tallies(), self._store.standing()
-        judgements = judgements_of(self._store.training_rows())
+        votes, labels = self._store.votes(), self._store.labels()
+        judgements = decided(votes)
         agreed, found = agreement_with_others(judgements), reliabilities(judgements, standing.gold)
         quarantined = {one.rater: one for one in self._store.quarantines()}
         names = self._store.raters()
@@ -117,7 +129,8 @@ class RaterOperations:
         effect = {} if effects is None else {one["rater"]: one for one in effects["raters"]}
         body = [
             {
-                "rater": rater,
+                "rater": labels.get(rater, rater),
+                "person_id": rater,
                 "state": "quarantined" if rater in quarantined else "active",
                 "reason": quarantined[rater].reason if rater in quarantined else None,
                 "since": quarantined[rater].since.isoformat(timespec="seconds") if rater in quarantined else None,
@@ -135,7 +148,12 @@ class RaterOperations:
         ]
         body.sort(key=lambda one: (-len(one["suspicions"]), -one["next_rows"], one["rater"]))
         last = None if effects is None else {key: effects[key] for key in ("run_id", "version", "champion")}
-        return {"sentence": _sentence(body), "last_evaluation": last, "raters": body}
+        return {
+            "sentence": _sentence(body),
+            "agreement": asdict(agreement(votes)),
+            "last_evaluation": last,
+            "raters": body,
+        }
 
 
 def _evidence(tally: RaterTally | None, gold: GoldAnswers | None, agreed: tuple[int, int] | None) -> dict[str, Any]:

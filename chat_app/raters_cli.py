@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chat_app.cli_tools import Json, connected, show
+from chat_app.cli_tools import Json, connected, printable, show
 
 app = typer.Typer()
 GOLD_CHARACTERS = 60
@@ -18,9 +18,9 @@ def raters(as_json: Json = False) -> None:
     """On whom one can rely: picks, agreement, gold pairs, habits, and who looks suspicious."""
     with connected(as_json) as client:
         result = client.request("GET", "/v1/raters")
-    lines = [result["sentence"]]
+    lines = [printable(result["sentence"])]
     for row in result["raters"]:
-        lines.append(f"{row['rater']:<20} {row['state']:<11} {line_of(row)}")
+        lines.append(f"{printable(row['rater']):<20} {row['state']:<11} {line_of(row)}")
         lines += [f"  ! {sentence}" for sentence in row["suspicions"]]
         if row["reason"]:
             lines.append(f"  in quarantine since {row['since'][:10]}: {row['reason']}")
@@ -37,8 +37,9 @@ def quarantine(
     """Keep a rater's words, and learn nothing from them from now on."""
     with connected(as_json) as client:
         result = client.request("POST", "/v1/quarantine", {"rater": rater, "lift": lift, "reason": reason})
-    said = f"{rater} may teach again." if lift else (
-        f"{rater} is in quarantine: no new snapshot takes their words. What versions learned from them stays until you "
+    label = printable(result["rater"])
+    said = f"{label} may teach again." if lift else (
+        f"{label} is in quarantine: no new snapshot takes their words. What versions learned from them stays until you "
         "retrain."
     )  # fmt: skip
     show(result, as_json, said)

@@ -153,7 +153,9 @@ class TrainerRoom:
         if version == BASE_VERSION:
             return frozenset()
         snapshot = self.supervisor.versions.load(version).snapshot
-        return snapshots.raters_of(self._settings.data_dir / "snapshots" / snapshot)
+        found = snapshots.raters_of(self._settings.data_dir / "snapshots" / snapshot)
+        ids = self._ids()
+        return None if found is None else frozenset(ids.get(rater, rater) for rater in found)
 
     def trial_rules(self, challenger: str, champion: str, max_votes: int) -> Mapping[str, Any]:
         """The rules of a new trial; half of the bet leans on the held-out evaluation, where there is one of the two."""
@@ -207,8 +209,16 @@ class TrainerRoom:
             evaluation = run.evaluation if run.config.practice is None else None
             if evaluation is not None and "raters" in evaluation:
                 named = {"run_id": run.run_id, "version": evaluation["candidate"], "champion": evaluation["champion"]}
-                return {**named, "raters": evaluation["raters"]}
+                ids = self._ids()
+                return {
+                    **named,
+                    "raters": [{**one, "rater": ids.get(one["rater"], one["rater"])} for one in evaluation["raters"]],
+                }
         return None
+
+    def _ids(self) -> Mapping[str, str]:
+        """Ids by label: files from before people had ids name them so."""
+        return {label: person_id for person_id, label in self._store.labels().items()}
 
     def suspect(self, evidence: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
         """Shares with intervals, and what looks suspicious."""
@@ -321,10 +331,11 @@ class TrainerRoom:
         if version == BASE_VERSION:
             return None
         try:
-            found = credits_of(version, self.supervisor.versions, self._settings.data_dir / "snapshots").get(rater)
+            found = credits_of(version, self.supervisor.versions, self._settings.data_dir / "snapshots")
         except TrainerError:  # a version that is damaged must not cost anybody their pick
             return None
-        return None if found is None else found.sentence
+        credit = found.get(rater) or found.get(self._store.labels().get(rater, rater))
+        return None if credit is None else credit.sentence
 
 
 def judge_of(settings: Settings) -> Judge | None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from feedback_store.agreement import agreement
+from feedback_store.people import named
 from feedback_store.store import FeedbackStore
 
 if TYPE_CHECKING:
@@ -49,11 +51,17 @@ class WatchingOperations:
 
     def report(self, run_id: str) -> str:
         """The run's report, a page of HTML that stands alone. Raises RunNotFound, and what `Trainer.report` raises."""
-        return self._trainer.report(run_id).read_text(encoding="utf-8")
+        return self._page(self._trainer.report(run_id))
 
     def evaluation_report(self, evaluation_id: str) -> str:
         """The same of an evaluation or a benchmark. Raises EvaluationNotFound, and what writing it raises."""
-        return self._trainer.evaluation_report(evaluation_id).read_text(encoding="utf-8")
+        return self._page(self._trainer.evaluation_report(evaluation_id))
+
+    def _page(self, path: Path) -> str:
+        """A report as people see it: with labels, of which its file knows none."""
+        labels = {person_id: escape(label) for person_id, label in self._store.labels().items()}
+        page: str = named(path.read_text(encoding="utf-8"), labels)
+        return page
 
     def worth(self) -> dict[str, Any]:
         """What a retrain now is expected to gain, as `trainer.worth.Worth` says it; kept while nothing changes.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feedback_store.errors import InvalidRecord
+from feedback_store.reliability import Judgement
 
 A = "a"
 B = "b"
@@ -106,6 +107,13 @@ def contradictions(votes: Iterable[Vote]) -> list[Contradiction]:
     return sorted(found, key=lambda contradiction: (-contradiction.votes, contradiction.item))
 
 
+def decided(votes: Iterable[Vote]) -> list[Judgement]:
+    """Who called which answer better, by each rater's last vote on each item; a tie calls neither so."""
+    return [
+        Judgement(vote.item, vote.rater, vote.choice == A) for vote in _last(votes).values() if vote.choice in (A, B)
+    ]
+
+
 def _is_contradicted(votes: Sequence[Vote]) -> bool:
     return {A, B} <= {vote.choice for vote in votes}
 
@@ -122,15 +130,20 @@ def _contradiction(item: str, votes: Sequence[Vote]) -> Contradiction:
 
 def _shared(votes: Iterable[Vote]) -> dict[str, dict[str, str]]:
     """Item → rater → last choice, for the items of two or more raters."""
+    by_item: dict[str, dict[str, str]] = defaultdict(dict)
+    for (item, rater), vote in sorted(_last(votes).items()):
+        by_item[item][rater] = vote.choice
+    return {item: choices for item, choices in by_item.items() if len(choices) > 1}
+
+
+def _last(votes: Iterable[Vote]) -> dict[tuple[str, str], Vote]:
+    """Each rater's last vote on each item."""
     last: dict[tuple[str, str], Vote] = {}
     for vote in votes:
         before = last.get((vote.item, vote.rater))
         if before is None or (vote.event, vote.choice) > (before.event, before.choice):
             last[vote.item, vote.rater] = vote
-    by_item: dict[str, dict[str, str]] = defaultdict(dict)
-    for (item, rater), vote in sorted(last.items()):
-        by_item[item][rater] = vote.choice
-    return {item: choices for item, choices in by_item.items() if len(choices) > 1}
+    return last
 
 
 def _meaning(alpha: float) -> str:

@@ -35,6 +35,7 @@ from feedback_store.erased_rows import (
     Tombstones,
     add_tombstones,
     count,
+    is_marked,
     load_tombstones,
     mark,
     still_there,
@@ -362,7 +363,7 @@ def _prepared(path: Path, folder: Path, now: datetime, tombstones: Tombstones) -
         people, contents = still_there(cursor, tombstones)
         mark(cursor, people, contents)
         erased = count(cursor)
-        if erased:
+        if is_marked(cursor):
             copy_database(cursor, clean, lambda reading: without(reading, people, contents))
             fresh = clean
     _added(fresh, lambda cursor: add_tombstones(cursor, tombstones))

@@ -6,8 +6,10 @@
 Everything that was made of a person's words goes with them: the conversation, the answers, the pairs, and what others
 said about those. Events they caused stay without their name. Nothing is deleted in place, because DuckDB leaves the
 bytes of deleted rows in the file: what stays is copied to a new one (``backup.copy_database``). Works on a store of
-every schema that was released, so on old backups too. A tombstone holds salted hashes of the name and of the training
-rows, no word. Used by ``erasure.py`` and, for a restore, ``backup.py``.
+every schema that was released, so on old backups too, where people stand by their names. A tombstone holds salted
+hashes of the label and of the training rows, no word. Used by ``erasure.py`` and, for a restore, ``backup.py``.
+
+A judgement is one rater's word on a row: the same row judged by somebody else stays, with its texts.
 """
 
 # ruff: noqa: S608 - only our own table and column names are put into SQL; values are always parameters
@@ -23,7 +25,8 @@ from typing import Any
 import pyarrow as pa
 
 from feedback_store.database import Cursor
-from feedback_store.preferences import preference_id, unpaired_id
+from feedback_store.people import OWN, Person, load_labels
+from feedback_store.preferences import judgement_id, preference_id, unpaired_id
 
 ERASED = "erased"
 _BATCH_ROWS = 1000
@@ -84,17 +87,17 @@ _ROWS = {
     "ratings": "rating_id IN (FROM gone_ratings)",
     "edits": "edit_id IN (FROM gone_edits)",
     "event_keys": "record_id IN (FROM gone_ids)",
-    "preferences": "rater IN (FROM gone_raters) OR preference_id IN (FROM gone_contents)",
-    "unpaired_preferences": "rater IN (FROM gone_raters) OR unpaired_id IN (FROM gone_contents)",
+    "preferences": "rater IN (FROM gone_judges) OR {preferences} IN (FROM gone_contents)",
+    "unpaired_preferences": "rater IN (FROM gone_judges) OR {unpaired_preferences} IN (FROM gone_contents)",
     "learning_choices": """(scope = 'rater' AND subject IN (FROM gone_raters))
         OR (scope = 'conversation' AND subject IN (FROM gone_conversations))""",
     "quarantines": "rater IN (FROM gone_raters)",
+    "people": f"person_id IN (FROM gone_raters) AND label <> '{OWN}'",
 }
 _PROMPTS = """
     SELECT prompt FROM pairs WHERE pair_id IN (FROM gone_pairs)
-    UNION ALL SELECT prompt FROM generations WHERE candidate_id IN (FROM gone_candidates) OR rater IN (FROM gone_raters)
-    UNION ALL SELECT prompt FROM preferences WHERE rater IN (FROM gone_raters)
-    UNION ALL SELECT prompt FROM unpaired_preferences WHERE rater IN (FROM gone_raters)"""
+    UNION ALL SELECT prompt FROM generations
+        WHERE candidate_id IN (FROM gone_candidates) OR rater IN (FROM gone_raters)"""
 # The system message of a prompt is the house's.
 _TEXTS = f"""
     SELECT title FROM titles WHERE conversation_id IN (FROM gone_conversations)
@@ -103,13 +106,20 @@ _TEXTS = f"""
     UNION ALL SELECT text FROM edits WHERE edit_id IN (FROM gone_edits)
     UNION ALL SELECT comment FROM picks WHERE pick_id IN (FROM gone_picks) AND comment IS NOT NULL
     UNION ALL SELECT comment FROM ratings WHERE rating_id IN (FROM gone_ratings) AND comment IS NOT NULL
-    UNION ALL SELECT unnest([chosen, rejected]) FROM preferences WHERE rater IN (FROM gone_raters)
-    UNION ALL SELECT completion FROM unpaired_preferences WHERE rater IN (FROM gone_raters)
     UNION ALL SELECT message.content FROM (SELECT unnest(prompt) AS message FROM ({_PROMPTS}))
         WHERE message.role <> 'system'"""
+_JUDGED = """
+    SELECT unnest([chosen, rejected]) AS text FROM preferences WHERE {paired}
+    UNION ALL SELECT completion FROM unpaired_preferences WHERE {unpaired}
+    UNION ALL SELECT message.content FROM (SELECT unnest(prompt) AS message FROM (
+        SELECT prompt FROM preferences WHERE {paired}
+        UNION ALL SELECT prompt FROM unpaired_preferences WHERE {unpaired})) WHERE message.role <> 'system'"""
 _IMPORTED = """
-    SELECT preference_id FROM preferences WHERE rater IN (FROM gone_raters)
-    UNION ALL SELECT unpaired_id FROM unpaired_preferences WHERE rater IN (FROM gone_raters)"""
+    SELECT preference_id, content FROM preferences WHERE rater IN (FROM gone_judges)
+    UNION ALL SELECT unpaired_id, content FROM unpaired_preferences WHERE rater IN (FROM gone_judges)"""
+_SAME = """
+    SELECT preference_id FROM preferences WHERE content IN (FROM gone_contents)
+    UNION ALL SELECT unpaired_id FROM unpaired_preferences WHERE content IN (FROM gone_contents)"""
 # Every training row that ever came of these words, with the id of what it came from; see ``evidence.py``.
 _COMPARED = """
     SELECT pairs.prompt, chosen.text, rejected.text, picks.pick_id FROM picks JOIN pairs USING (pair_id)
@@ -148,9 +158,9 @@ class Tombstones:
         salts = tuple(dict.fromkeys((*self.salts, *other.salts)))
         return Tombstones(salts, {**self.raters, **other.raters}, self.contents | other.contents)
 
-    def times_of(self, rater: str) -> list[datetime]:
-        """When this person was erased, oldest first."""
-        hashes = {rater_hash(salt, rater) for salt in self.salts}
+    def times_of(self, *names: str) -> list[datetime]:
+        """When the person with one of these names was erased, oldest first."""
+        hashes = {rater_hash(salt, name) for salt in self.salts for name in names}
         return sorted(moment for one, moment in self.raters if one in hashes)
 
 
@@ -168,17 +178,36 @@ def rater_hash(salt: str, rater: str) -> str:
     return hashlib.sha256((salt + rater).encode()).hexdigest()
 
 
+def nobodys(content: str) -> str:
+    """What a tombstone keeps of an imported row whose rater was erased: without a name it may still be theirs."""
+    return judgement_id(content, "")
+
+
+def names_in_tombstones(person: Person) -> tuple[str, ...]:
+    """By what tombstones know a person: the label; of those from before there were labels the name."""
+    return (person.label,) if person.name == OWN else (person.label, person.name)
+
+
 # Marking, looking, removing
 
 
-def mark(cursor: Cursor, raters: Collection[str], contents: Collection[str] = ()) -> None:
+def mark(cursor: Cursor, people: Collection[Person], contents: Collection[str] = ()) -> None:
     """Name the rows of these people, and the imported rows with these hashes, in temporary tables ``gone_…``."""
     tables = _tables(cursor)
+    labels = {person.label for person in people}
+    raters, judges = labels | {person.person_id for person in people}, set()
+    if "people" in tables:
+        # A store with another salt has other ids for the same people.
+        raters |= {person_id for person_id, label in load_labels(cursor).items() if label in labels}
+    else:
+        # There a name that is a word of the program's own is an imported person's in imported rows only.
+        judges = {person.name for person in people if person.name != person.label}
     if "generations" not in tables:
         cursor.execute(
             "CREATE OR REPLACE TEMP TABLE generations (candidate_id VARCHAR, turn_id VARCHAR, rater VARCHAR)"
         )
     _fill(cursor, "raters", raters)
+    _fill(cursor, "judges", raters | judges)
     _fill(cursor, "contents", contents)
     # Before conversations had raters, everybody was `local`.
     owner = "rater" if "rater" in tables["conversations"] else "'local'"
@@ -189,8 +218,10 @@ def mark(cursor: Cursor, raters: Collection[str], contents: Collection[str] = ()
 def collect(cursor: Cursor) -> Collected:
     """Read what has to be looked for elsewhere. The imported rows with the same contents are marked too then."""
     ids = {one for (one,) in _found(cursor, "FROM gone_ids")}
-    contents = {one for (one,) in _found(cursor, _IMPORTED)}
-    ids |= contents
+    contents: set[str] = set()
+    for identity, content in _found(cursor, _IMPORTED):
+        ids.add(identity)
+        contents.add(nobodys(content))
     for prompt, chosen, rejected, origin in _found(cursor, _COMPARED):
         contents.add(preference_id(prompt, chosen, rejected, None))
         ids.add(preference_id(prompt, chosen, rejected, origin))
@@ -198,26 +229,39 @@ def collect(cursor: Cursor) -> Collected:
         contents.add(unpaired_id(prompt, completion, label, None))
         ids.add(unpaired_id(prompt, completion, label, origin))
     _fill(cursor, "contents", contents)
-    texts = frozenset(text for (text,) in _found(cursor, _TEXTS))
-    return Collected(frozenset(ids), texts, frozenset(contents))
+    ids |= {one for (one,) in _found(cursor, _SAME)}
+    texts = {text for (text,) in _found(cursor, _TEXTS)}
+    rows = _rows(_tables(cursor))
+    gone = {"paired": rows["preferences"], "unpaired": rows["unpaired_preferences"]}
+    staying = {name: f"({which}) IS NOT TRUE" for name, which in gone.items()}
+    texts |= {text for (text,) in _found(cursor, f"({_JUDGED.format(**gone)}) EXCEPT ({_JUDGED.format(**staying)})")}
+    return Collected(frozenset(ids), frozenset(texts), frozenset(contents))
 
 
 def count(cursor: Cursor) -> Counter[str]:
-    """The marked rows, and the events the people caused, by table, where there are any."""
+    """The marked rows, and the events the people caused, by table, where there are any. Labels are no rows."""
     tables = _tables(cursor)
-    owned = {table: f"SELECT count(*) FROM {table} WHERE {which}" for table, which in _ROWS.items()}
+    rows = _rows(tables)
+    owned = {table: f"SELECT count(*) FROM {table} WHERE {which}" for table, which in rows.items() if table != "people"}
     caused = {
         table: f"""SELECT count(*) FROM {table}
-        WHERE "by" IN (FROM gone_raters) AND ({_ROWS.get(table, "false")}) IS NOT TRUE"""
+        WHERE "by" IN (FROM gone_raters) AND ({rows.get(table, "false")}) IS NOT TRUE"""
         for table in _CAUSED
     }
     return _counted(cursor, owned, tables) + _counted(cursor, caused, tables)
 
 
-def holds(cursor: Cursor, raters: Collection[str], contents: Collection[str] = ()) -> bool:
+def is_marked(cursor: Cursor) -> bool:
+    """Whether anything of the marked people is here, if only their label."""
+    tables = _tables(cursor)
+    label = {"people": f"SELECT count(*) FROM people WHERE {_ROWS['people']}"}
+    return bool(_counted(cursor, label, tables) or count(cursor))
+
+
+def holds(cursor: Cursor, people: Collection[Person], contents: Collection[str] = ()) -> bool:
     """Whether a database has anything of these people, or an imported row with one of these hashes."""
-    mark(cursor, raters, contents)
-    return bool(count(cursor))
+    mark(cursor, people, contents)
+    return is_marked(cursor)
 
 
 def mark_texts(cursor: Cursor, mended: Callable[[str], str] = str) -> int:
@@ -248,22 +292,33 @@ def _text_after(column: str, text: str | None, mended: Callable[[str], str], *, 
 
 
 def without(
-    cursor: Cursor, raters: Collection[str], contents: Collection[str], mended: Callable[[str], str] = str
+    cursor: Cursor, people: Collection[Person], contents: Collection[str], mended: Callable[[str], str] = str
 ) -> dict[str, str]:
     """How to read, with this cursor, every table that is not to be copied as it is: what stays, names taken out."""
-    mark(cursor, raters, contents)
+    mark(cursor, people, contents)
     mark_texts(cursor, mended)
     queries = {}
-    for table in {*_ROWS, *_MENDED} & _tables(cursor).keys():
+    tables = _tables(cursor)
+    rows = _rows(tables)
+    for table in {*rows, *_MENDED} & tables.keys():
         texts = ", ".join(
             f"""coalesce((SELECT text FROM gone_texts WHERE place = '{table}.{column}' AND event = {table}.event),
             CAST("{column}" AS VARCHAR)) AS "{column}\""""
             for column in _MENDED.get(table, ())
         )
         queries[table] = f"SELECT *{f' REPLACE ({texts})' if texts else ''} FROM {table}"
-        if table in _ROWS:
-            queries[table] += f" WHERE ({_ROWS[table]}) IS NOT TRUE"
+        if table in rows:
+            queries[table] += f" WHERE ({rows[table]}) IS NOT TRUE"
     return queries
+
+
+def _rows(tables: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """Which rows of each table go. Before judgements had ids of their own, an imported row's was of its contents."""
+    contents = {
+        table: "content" if "content" in tables.get(table, ()) else key
+        for table, key in (("preferences", "preference_id"), ("unpaired_preferences", "unpaired_id"))
+    }
+    return {table: which.format(**contents) for table, which in _ROWS.items()}
 
 
 def _counted(cursor: Cursor, statements: Mapping[str, str], tables: Collection[str]) -> Counter[str]:
@@ -338,15 +393,21 @@ def add_tombstones(cursor: Cursor, tombstones: Tombstones) -> None:
         cursor.unregister("arriving")
 
 
-def still_there(cursor: Cursor, tombstones: Tombstones) -> tuple[set[str], frozenset[str]]:
+def still_there(cursor: Cursor, tombstones: Tombstones) -> tuple[set[Person], frozenset[str]]:
     """The people in a restored store who were erased since it was made, and the hashes of rows that went with them.
 
     The tombstones it has itself are done: a person who came back after an erasure stays, with what they said since.
     """
     own = load_tombstones(cursor)
     hashes = {one for one, moment in tombstones.raters if (one, moment) not in own.raters}
-    people = {one for one in _raters(cursor) if any(rater_hash(salt, one) in hashes for salt in tombstones.salts)}
-    return people, tombstones.contents - own.contents
+    labels = load_labels(cursor)
+    people = {Person(one, labels.get(one, one)) for one in {*_raters(cursor), *labels}}
+    erased = {
+        person
+        for person in people
+        if any(rater_hash(salt, name) in hashes for salt in tombstones.salts for name in names_in_tombstones(person))
+    }
+    return erased, tombstones.contents - own.contents
 
 
 def _raters(cursor: Cursor) -> set[str]:

@@ -6,6 +6,9 @@
 Rows are the matter of ``erased_rows.py``, files that of ``traces.py``, which say what goes and what is looked for.
 Versions that were trained on a person's words are named, not removed: training again without them makes new ones.
 
+A person is named by their id or label (``people.py``), and is looked for by the id; in files and copies from before
+there were ids by the name, where a person stands and nowhere else.
+
 An erasure that was interrupted goes on where it stopped when it is asked for again. Until it is done, a file
 ``.erasing-…`` in the data directory holds what to look for, the person's words included (``unfinished_erasures``).
 
@@ -24,6 +27,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +41,17 @@ from feedback_store.erased_rows import (
     collect,
     count,
     holds,
+    is_marked,
     load_tombstones,
     mark,
     mark_texts,
+    names_in_tombstones,
+    nobodys,
     rater_hash,
     without,
 )
 from feedback_store.errors import InvalidRecord, NotFound, StoreDamaged
+from feedback_store.people import OWN, Person, ensure_people, find_person, is_actor, is_person_id, label_of
 from feedback_store.records import LEARNING_SCOPES
 from feedback_store.rows import stored_time
 from feedback_store.snapshots import forget
@@ -52,6 +60,8 @@ from feedback_store.traces import Traces, betrays, blank_lines, mend_json, mende
 _LINES = (".log", ".txt", ".jsonl", ".md")
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".onnx")
 _OF_WEIGHTS = {"adapter", "model"}
+# What the house runs by: recipes, presets, scripts of a scheduler.
+_OF_THE_HOUSE = (".yaml", ".yml", ".toml", ".sh")
 # No words of people, or another stage's: downloads, databases, what was learned.
 _UNSEARCHED = {"models", "backups", COPYING, *_OF_WEIGHTS, "checkpoints"}
 _one_erasure = threading.Lock()
@@ -78,10 +88,14 @@ class Erasure:
 
 @dataclass(slots=True)
 class _Job:
-    """An erasure under way, as its file holds it: what to look for, and what was done so far."""
+    """An erasure under way, as its file holds it: what to look for, and what was done so far.
+
+    ``rater`` is the id; ``names``, the label first, are looked for in what is older than ids.
+    """
 
     rater: str
     erased_at: str
+    names: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -95,19 +109,19 @@ class _Job:
 class _Erasing:
     """How a database is copied without the person."""
 
-    rater: str
+    person: Person
     tombstones: Tombstones
     traces: Traces
 
     def prepare(self, reading: Cursor) -> dict[str, str]:
-        return without(reading, [self.rater], self.tombstones.contents, lambda text: mended_text(text, self.traces))
+        return without(reading, [self.person], self.tombstones.contents, lambda text: mended_text(text, self.traces))
 
     def add(self, cursor: Cursor) -> None:
         add_tombstones(cursor, self.tombstones)
 
 
 def erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Erasure:
-    """Remove every row of a person, and all that was made of their words, below the data directory, for ever.
+    """Remove every row of a person, by id or label, and all that was made of their words, below the data directory.
 
     Writers wait while the file is written anew, a minute or two for a million picks; each backup takes as long again.
     Raises ``NotFound`` for somebody who was never here and ``StoreDamaged`` where a file refuses; asked again, it
@@ -121,15 +135,15 @@ def erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Eras
 
 
 def _erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Erasure:
+    person, path = _whom(database, data_dir, rater.strip())
     with database.read() as cursor:
-        before = load_tombstones(cursor).times_of(rater)
-    if not before and not _is_known(database, data_dir, rater):
-        raise NotFound("rater", rater)
-    path = data_dir / f".erasing-{hashlib.sha256(rater.encode()).hexdigest()[:16]}.json"
+        before = load_tombstones(cursor).times_of(*names_in_tombstones(person))
     is_resumed = path.exists()
+    if not before and not is_resumed and not _is_known(database, data_dir, person):
+        raise NotFound("rater", rater)
     try:
-        job, traces, tombstones, is_in_store = _bury(database, rater, stored_time(now), path)
-        erasing = _Erasing(rater, tombstones, traces)
+        job, traces, tombstones, is_in_store = _bury(database, person, stored_time(now), path)
+        erasing = _Erasing(person, tombstones, traces)
         if is_in_store or is_resumed:
             replace_file(database, lambda cursor, target: copy_database(cursor, target, erasing.prepare))
         # Listed after a backup that was being made has come to its end.
@@ -140,7 +154,8 @@ def _erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Era
         _finish(path)
     except OSError as error:
         raise StoreDamaged(
-            f"The erasing of {rater!r} is not finished: {error.filename or data_dir}: {error.strerror or error}. "
+            f"The erasing of {person.label!r} is not finished: {error.filename or data_dir}: "
+            f"{error.strerror or error}. "
             "Make sure that the files are writable and the disk is not full, and erase again."
         ) from error
     return Erasure(
@@ -151,29 +166,27 @@ def _erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Era
         backups=tuple(job.backups),
         lost_backups=tuple(job.lost_backups),
         files=tuple(job.files),
-        sentence=_sentence(job, versions, before, data_dir),
+        sentence=_sentence(job, person, versions, before, data_dir),
     )
 
 
 def unfinished_erasures(data_dir: Path) -> tuple[str, ...]:
-    """Whose erasure was begun and not finished; erase them again."""
-    jobs = (read_json(path) for path in sorted(data_dir.glob(".erasing-*.json")))
-    return tuple(job["rater"] for job in jobs if job)
+    """Whose erasure was begun and not finished, by id; erase them again."""
+    return tuple(job["rater"] for job in _jobs(data_dir).values())
 
 
 def is_erased(cursor: Cursor) -> Callable[[str | None, str], bool]:
-    """A question for imports: whether a row of this rater (None: unknown), or with this id, was erased."""
+    """A question for imports: whether a row of the rater it names (None: nobody), with these contents, was erased."""
     tombstones = load_tombstones(cursor)
-    known: dict[str, bool] = {}
+    is_known = cache(lambda name: bool(tombstones.times_of(name, label_of(name))))
 
     def erased(rater: str | None, content_id: str) -> bool:
         if content_id in tombstones.contents:
             return True
-        if rater is None or not tombstones.raters:
-            return False
-        if rater not in known:
-            known[rater] = bool(tombstones.times_of(rater))
-        return known[rater]
+        # An id, in a copy of a snapshot, says no more than no name.
+        if (rater is None or is_person_id(rater)) and nobodys(content_id) in tombstones.contents:
+            return True
+        return rater is not None and bool(tombstones.raters) and is_known(rater)
 
     return erased
 
@@ -181,7 +194,8 @@ def is_erased(cursor: Cursor) -> Callable[[str | None, str], bool]:
 def set_learning(cursor: Cursor, scope: str, subject: str, learn: bool, *, by: str, moment: datetime) -> None:
     """Say whether a ``conversation`` (by its id) or a ``rater`` may teach; the latest word counts.
 
-    What was learned stays in the versions that learned it. Raises ``InvalidRecord`` and ``NotFound``.
+    A rater is named by id or label. What was learned stays in the versions that learned it. Raises ``InvalidRecord``
+    and ``NotFound``.
     """
     if scope not in LEARNING_SCOPES:
         raise InvalidRecord("LearningChoice", "scope", scope, "one of " + ", ".join(LEARNING_SCOPES))
@@ -191,6 +205,11 @@ def set_learning(cursor: Cursor, scope: str, subject: str, learn: bool, *, by: s
         found = cursor.execute("SELECT 1 FROM conversations WHERE conversation_id = ?", [subject]).fetchall()
         if not found:
             raise NotFound("conversation", subject)
+    else:
+        # Who has said nothing yet may ask for it too.
+        person = find_person(cursor, subject.strip())
+        label = label_of(subject.strip())
+        subject = person.person_id if person is not None else ensure_people(cursor, [label])[label]
     cursor.execute(
         'INSERT INTO learning_choices (scope, subject, learn, "by", created_at) VALUES (?, ?, ?, ?, ?)',
         [scope, subject, learn, by, stored_time(moment)],
@@ -207,40 +226,66 @@ def not_learning(cursor: Cursor) -> tuple[frozenset[str], frozenset[str]]:
 # The steps of an erasure
 
 
-def _is_known(database: Database, data_dir: Path, rater: str) -> bool:
+def _whom(database: Database, data_dir: Path, name: str) -> tuple[Person, Path]:
+    """The person whom an id or a label means, and the file of their erasure.
+
+    The label of somebody whose erasure was begun may be gone already; one who is in no table is known by the name.
+    """
+    with database.read() as cursor:
+        person = find_person(cursor, name)
+        is_nobody = (
+            name == OWN and not holds(cursor, [Person(name, name)]) and not load_tombstones(cursor).times_of(name)
+        )
+        if is_nobody:
+            # Our own user never said a word: an import's `local` is meant, where there is one.
+            person = find_person(cursor, label_of(name)) or person
+    meant = {name} if person is None else {person.person_id, person.label}
+    for path, job in _jobs(data_dir).items():
+        names = job.get("names") or [job["rater"]]
+        if meant & {job["rater"], *names[:1]}:
+            return person or Person(job["rater"], names[0]), path
+    if person is None:
+        person = Person(name, label_of(name) if is_actor(name) else name)
+    return person, data_dir / f".erasing-{hashlib.sha256(person.person_id.encode()).hexdigest()[:16]}.json"
+
+
+def _jobs(data_dir: Path) -> dict[Path, dict[str, Any]]:
+    """The erasures that were begun and not finished, as their files hold them."""
+    found = {path: read_json(path) for path in sorted(data_dir.glob(".erasing-*.json"))}
+    return {path: job for path, job in found.items() if job}
+
+
+def _is_known(database: Database, data_dir: Path, person: Person) -> bool:
     """Whether a person is in the store, in another database or in a snapshot."""
     with database.read() as cursor:
-        if holds(cursor, [rater]):
+        if holds(cursor, [person]):
             return True
-    return (
-        rater in unfinished_erasures(data_dir)
-        or any(_database_holds(path, rater, Tombstones()) for path in _other_databases(data_dir, database.path))
-        or any(
-            parquet_holds(part, Traces(rater, (), ()), unreadable=False)
-            for part in (data_dir / "snapshots").glob("*/*.parquet")
-        )
-    )
+    traces = Traces(person.person_id, (), (), names=(person.label, person.name))
+    return any(
+        _database_holds(path, person, Tombstones()) for path in _other_databases(data_dir, database.path)
+    ) or any(parquet_holds(part, traces, unreadable=False) for part in (data_dir / "snapshots").glob("*/*.parquet"))
 
 
-def _bury(database: Database, rater: str, moment: datetime, path: Path) -> tuple[_Job, Traces, Tombstones, bool]:
+def _bury(database: Database, person: Person, moment: datetime, path: Path) -> tuple[_Job, Traces, Tombstones, bool]:
     """The tombstone in one transaction; before it ends, what to look for in files is on disk.
 
     The last of the answer is whether the person is in the store.
     """
     with database.write(bulk=True), database.write() as cursor:
-        job = _Job(**(read_json(path) or {"rater": rater, "erased_at": moment.isoformat()}))
-        mark(cursor, [rater])
+        job = _Job(**(read_json(path) or {"rater": person.person_id, "erased_at": moment.isoformat()}))
+        job.names = list(dict.fromkeys((person.label, person.name)))
+        mark(cursor, [person])
         collected = collect(cursor)
         counts = count(cursor)
         job.ids, job.texts = sorted({*job.ids, *collected.ids}), sorted({*job.texts, *collected.texts})
         job.counts = dict(counts) or job.counts
-        traces = Traces(rater, job.ids, job.texts)
+        traces = Traces(person.person_id, job.ids, job.texts, names=job.names)
         own = load_tombstones(cursor)
-        if counts or not own.times_of(rater):
-            name = (rater_hash(own.salts[0], rater), datetime.fromisoformat(job.erased_at))
+        if counts or not own.times_of(*names_in_tombstones(person)):
+            name = (rater_hash(own.salts[0], person.label), datetime.fromisoformat(job.erased_at))
             add_tombstones(cursor, Tombstones(own.salts, {name: json.dumps(job.counts)}, collected.contents))
         write_json(path, _as_json(job))
-        is_in_store = bool(counts) or mark_texts(cursor, lambda text: mended_text(text, traces)) > 0
+        is_in_store = is_marked(cursor) or mark_texts(cursor, lambda text: mended_text(text, traces)) > 0
         return job, traces, load_tombstones(cursor), is_in_store
 
 
@@ -248,7 +293,7 @@ def _erase_in_databases(paths: Iterable[Path], job: _Job, erasing: _Erasing, dat
     """Backups and other databases: rewritten where the person is in them, removed where they cannot be read."""
     for path in paths:
         name = path.relative_to(data_dir).as_posix()
-        found = _database_holds(path, job.rater, erasing.tombstones)
+        found = _database_holds(path, erasing.person, erasing.tombstones)
         if found is None:
             remove_backup(path)
             _note(job.lost_backups, name)
@@ -258,11 +303,11 @@ def _erase_in_databases(paths: Iterable[Path], job: _Job, erasing: _Erasing, dat
     discard_unfinished(data_dir)
 
 
-def _database_holds(path: Path, rater: str, tombstones: Tombstones) -> bool | None:
+def _database_holds(path: Path, person: Person, tombstones: Tombstones) -> bool | None:
     """Whether a person, or a training row that was erased with them, is in a database; None: it cannot be read."""
     try:
         with opened(path) as cursor:
-            return holds(cursor, [rater], tombstones.contents)
+            return holds(cursor, [person], tombstones.contents)
     except StoreDamaged:
         return None
 
@@ -275,7 +320,7 @@ def _erase_snapshots(directory: Path, job: _Job, traces: Traces, path: Path, now
     for snapshot in sorted(directory.glob("*/")):
         if any(parquet_holds(part, traces, unreadable=True) for part in snapshot.glob("*.parquet")):
             _note(job.snapshots, snapshot.name)
-        elif forget(snapshot, job.rater):
+        elif forget(snapshot, traces.names):
             _note(job.files, f"{directory.name}/{snapshot.name}/manifest.json")
     write_json(path, _as_json(job))
     for snapshot in (directory / name for name in job.snapshots):
@@ -325,8 +370,9 @@ def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
         for path in (Path(folder, name) for name in sorted(files)):
             is_database = path.suffix == ".duckdb" or path.name.startswith(store_path.name)
             is_manifest = path.name == "manifest.json" and path.parent.parent in manifests
-            is_job = path.name.startswith(".erasing-")
-            if not (is_database or is_manifest or is_job or path.suffix in _WEIGHTS or path.is_symlink()):
+            is_job = path.name.startswith(".erasing-") or path.name.endswith(".erased.json")
+            is_other = path.suffix in (*_WEIGHTS, *_OF_THE_HOUSE) or path.is_symlink()
+            if not (is_database or is_manifest or is_job or is_other):
                 yield path
 
 
@@ -358,12 +404,12 @@ def _finish(path: Path) -> None:
     sync(path.parent)
 
 
-def _sentence(job: _Job, versions: tuple[str, ...], before: list[datetime], data_dir: Path) -> str:
+def _sentence(job: _Job, person: Person, versions: tuple[str, ...], before: list[datetime], data_dir: Path) -> str:
     if job.counts:
         rows = ", ".join(f"{number} {table}" for table, number in sorted(job.counts.items()))
-        said = [f"Erased {job.rater!r}: {sum(job.counts.values())} rows ({rows})."]
+        said = [f"Erased {person.label!r}: {sum(job.counts.values())} rows ({rows})."]
     else:
-        said = [f"The store holds no rows of {job.rater!r}."]
+        said = [f"The store holds no rows of {person.label!r}."]
         if before:
             said.append(f"They were erased on {before[-1]:%Y-%m-%d}.")
     for what, names in (

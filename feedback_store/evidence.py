@@ -65,27 +65,46 @@ def unpaired_rows(cursor: Cursor) -> list[UnpairedPreference]:
     return [*_rated(cursor), *_both_bad(cursor), *map(rows.loaded_unpaired, imported)]
 
 
-def votes(cursor: Cursor) -> list[Vote]:
-    """Every standing word that compares two answers, but gold ones; the item is the first pair that showed these two.
+def derived_ids(cursor: Cursor) -> set[str]:
+    """The ids of the training rows that are made anew each time: of edits, retries, thumbs and both bad."""
+    said = {one.preference_id for one in (*_edited(cursor), *_retried(cursor))}
+    return said | {one.unpaired_id for one in (*_rated(cursor), *_both_bad(cursor))}
 
-    Answers are compared without their order and the white space around them.
+
+def votes(cursor: Cursor) -> list[Vote]:
+    """Every standing word that compares two answers, but gold ones, and every imported one with a rater.
+
+    The item is the first pair, or imported row, that showed these two. Answers are compared without their order and
+    the white space around them.
     """
     found = cursor.execute(
-        """SELECT first_value(picks.pair_id) OVER (
-                PARTITION BY pairs.prompt, least(trim(one.text), trim(two.text)),
-                    greatest(trim(one.text), trim(two.text))
-                ORDER BY picks.event),
-            picks.rater,
-            CASE WHEN picks.pick IN ('tie', 'both_bad') THEN picks.pick
-                WHEN (picks.pick = 'first') = (trim(one.text) < trim(two.text)) THEN 'a' ELSE 'b' END,
-            picks.event
-        FROM standing_picks AS picks JOIN pairs USING (pair_id)
-        JOIN candidates AS one ON one.candidate_id = pairs.first_candidate_id
-        JOIN candidates AS two ON two.candidate_id = pairs.second_candidate_id
-        WHERE picks.pick <> 'skip' AND trim(one.text) <> trim(two.text) AND one.version <> 'gold'
-        ORDER BY picks.event"""
+        """WITH said AS (
+            SELECT picks.pair_id AS item, pairs.prompt, trim(one.text) AS one, trim(two.text) AS two, picks.rater,
+                picks.pick, picks.event
+            FROM standing_picks AS picks JOIN pairs USING (pair_id)
+            JOIN candidates AS one ON one.candidate_id = pairs.first_candidate_id
+            JOIN candidates AS two ON two.candidate_id = pairs.second_candidate_id
+            WHERE picks.pick <> 'skip' AND one.version <> 'gold'
+            UNION ALL SELECT preference_id, prompt, trim(chosen), trim(rejected), rater, 'first', event
+            FROM preferences WHERE rater IS NOT NULL AND practice IS NULL)
+        SELECT first_value(item) OVER (PARTITION BY prompt, least(one, two), greatest(one, two) ORDER BY event),
+            rater, CASE WHEN pick IN ('tie', 'both_bad') THEN pick
+                WHEN (pick = 'first') = (one < two) THEN 'a' ELSE 'b' END, event
+        FROM said WHERE one <> two ORDER BY event"""
     ).fetchall()
     return [Vote(*row) for row in found]
+
+
+def judged(cursor: Cursor, item: str) -> tuple[str, tuple[str, str]]:
+    """What was asked, and the two answers in the order of ``a`` and ``b``, of an item of ``votes``."""
+    ((prompt, one, two),) = cursor.execute(
+        """SELECT prompt[-1].content, one.text, two.text FROM pairs
+            JOIN candidates AS one ON one.candidate_id = first_candidate_id
+            JOIN candidates AS two ON two.candidate_id = second_candidate_id WHERE pair_id = $1
+        UNION ALL SELECT prompt[-1].content, chosen, rejected FROM preferences WHERE preference_id = $1""",
+        [item],
+    ).fetchall()
+    return prompt, (one, two) if one.strip() < two.strip() else (two, one)
 
 
 def _table(cursor: Cursor, sql: str, parameters: dict[str, Any] | None = None) -> pa.Table:

@@ -2,8 +2,10 @@
 
     importers.read_preferences → batches → Arrow → one transaction → preferences, unpaired_preferences, imports
 
-The table of imports is both the receipt and the history. A row that is there already counts as a duplicate, so the
-same file twice changes nothing. Used by ``store.py``. Not here: what a file's columns mean (``importers/``).
+The table of imports is both the receipt and the history. A judgement, which is one rater's word on one row, that is
+there already counts as a duplicate, so the same file twice changes nothing; so does a row of our own export that this
+store still has, whoever the export says that it is of. Used by ``store.py``. Not here: what a file's columns mean
+(``importers/``).
 """
 
 # ruff: noqa: S608 - only our own table names are put into SQL
@@ -17,12 +19,13 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from feedback_store import rows
+from feedback_store import evidence, rows
 from feedback_store.database import Cursor, Database
 from feedback_store.erasure import is_erased
-from feedback_store.importers import PreferenceSource, read_preferences
+from feedback_store.importers import Batch, PreferenceSource, read_preferences
 from feedback_store.importers.pairs import Choices
-from feedback_store.records import ImportResult, Preference, new_id
+from feedback_store.people import ensure_people, label_of, load_salt, person_id_of
+from feedback_store.records import ImportResult, Preference, UnpairedPreference, new_id
 
 BATCH_ROWS = 2000
 PAIRED = "preferences"
@@ -41,19 +44,24 @@ def import_preferences(
 ) -> ImportResult:
     """Read the source to its end in one transaction; ``on_progress`` hears of every batch. Raises ``BadImport``."""
     with database.read() as cursor:
-        erased = is_erased(cursor)
+        erased, salt = is_erased(cursor), load_salt(cursor)
     source = read_preferences(path_or_hub_id, format_, moment, choices, erased)
     import_id = new_id("import")
     accepted = 0
+    own = _OwnRows(database)
+    people: dict[str, str] = {}
     # DuckDB lets go of the interpreter while it inserts: the next rows are read meanwhile.
     with database.write(bulk=True) as cursor, ThreadPoolExecutor(1, "import") as inserter:
         inserted: Counter[str] = Counter()
         inserting: Future[Counter[str]] | None = None
         for batch in source.batches(BATCH_ROWS):
             accepted += len(batch.pairs) + len(batch.unpaired)
+            pairs, unpaired = own.without(batch)
+            raters = {one.rater for one in pairs} | {one.rater for one in unpaired}
+            people |= {name: person_id_of(salt, label_of(name)) for name in raters - people.keys() if name is not None}
             tables = {
-                PAIRED: rows.preference_table(batch.pairs, import_id),
-                UNPAIRED: rows.unpaired_table(batch.unpaired, import_id),
+                PAIRED: rows.preference_table(pairs, import_id, people),
+                UNPAIRED: rows.unpaired_table(unpaired, import_id, people),
             }
             if inserting is not None:
                 inserted += inserting.result()
@@ -89,7 +97,44 @@ def import_preferences(
                 rows.stored_time(moment),
             ],
         )
+        # Now that nothing can fail any more but the disk; who asks about a person meanwhile waits for nobody's import.
+        with database.write() as events:
+            ensure_people(events, map(label_of, people))
     return result
+
+
+class _OwnRows:
+    """Which rows of our own export this store still has: they are no news."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._derived: set[str] | None = None
+
+    def without(self, batch: Batch) -> tuple[list[Preference], list[UnpairedPreference]]:
+        """The records of a batch that are not here."""
+        here = self._here({one for ids in batch.own_ids for one in ids if one is not None})
+        paired, unpaired = batch.own_ids
+        return (
+            [one for one, own_id in zip(batch.pairs, paired, strict=True) if own_id not in here],
+            [one for one, own_id in zip(batch.unpaired, unpaired, strict=True) if own_id not in here],
+        )
+
+    def _here(self, own_ids: set[str]) -> set[str]:
+        if not own_ids:
+            return set()
+        with self._database.read() as cursor:
+            if self._derived is None:
+                self._derived = evidence.derived_ids(cursor)
+            cursor.register("asked", pa.table({"id": pa.array(sorted(own_ids), pa.string())}))
+            try:
+                kept = cursor.execute(
+                    "SELECT preference_id FROM preferences SEMI JOIN asked ON id = preference_id "
+                    "UNION ALL SELECT unpaired_id FROM unpaired_preferences SEMI JOIN asked ON id = unpaired_id "
+                    "UNION ALL SELECT preference_id FROM picks SEMI JOIN asked ON id = preference_id"
+                ).fetchall()
+            finally:
+                cursor.unregister("asked")
+        return {one for (one,) in kept} | (own_ids & self._derived)
 
 
 def load_imports(cursor: Cursor, limit: int) -> list[tuple[ImportResult, datetime]]:

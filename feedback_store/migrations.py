@@ -5,6 +5,7 @@ edited: a change is a new step at the end. Before a step touches a store that ho
 copied to ``backups/``. Times are UTC without a zone: DuckDB needs an extra package to hand out zoned ones.
 """
 
+# ruff: noqa: S608 - only our own table and column names are put into SQL
 from __future__ import annotations
 
 import hashlib
@@ -33,6 +34,43 @@ class Migration:
     @property
     def checksum(self) -> str:
         return hashlib.sha256("\0".join(self.statements).encode()).hexdigest()
+
+
+# Parts of step 9; like every step, never edited once released.
+_CAUSED = ("promotions", "learning_choices", "trials", "trial_ends", "dismissals", "quarantines")
+_ACTORS = "'local', 'gold', 'schedule', 'policy', 'baking', 'auto', 'erased', '[erased]'"
+_NAMED = " UNION ".join(
+    (
+        "SELECT 'local' AS name, false AS imported",
+        *(
+            f"SELECT rater, {imported} FROM {table}"
+            for imported, tables in (
+                ("false", ("conversations", "pairs", "generations", "picks", "ratings", "edits")),
+                ("true", ("preferences", "unpaired_preferences")),
+            )
+            for table in tables
+        ),
+        "SELECT subject, false FROM learning_choices WHERE scope = 'rater'",
+        "SELECT rater, false FROM quarantines",
+        *(f'SELECT "by", false FROM {table}' for table in _CAUSED),
+    )
+)
+
+
+def _renamed(table: str, column: str) -> str:
+    return (
+        f'UPDATE {table} SET "{column}" = names.person_id FROM names '
+        f'WHERE names.name = {table}."{column}" AND NOT names.imported'
+    )
+
+
+def _judged(table: str, key: str, prefix: str) -> str:
+    """Imported rows with a rater get an id of the row and the rater; ``preferences.judgement_id`` says the same."""
+    return f"""INSERT INTO {table} BY NAME SELECT earlier.* REPLACE (
+            CASE WHEN names.person_id IS NULL THEN {key} ELSE concat('{prefix}', left(sha256(concat(
+                {key}, ' ', names.person_id)), 32)) END AS {key},
+            coalesce(names.person_id, rater) AS rater), {key} AS content
+        FROM earlier_{table} AS earlier LEFT JOIN names ON names.name = earlier.rater AND names.imported"""
 
 
 # Append-only tables: no foreign keys and no indexes but the primary keys. `event` numbers rows in the order they came.
@@ -243,6 +281,61 @@ MIGRATIONS: tuple[Migration, ...] = (
                 event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
             """CREATE VIEW quarantined_raters AS SELECT rater FROM quarantines
                 GROUP BY rater HAVING arg_max(quarantined, event)""",
+        ),
+    ),
+    Migration(
+        9,
+        "people have ids",
+        (
+            # Names are here and nowhere else (``people.py``). `imported`: the name stood in an import, where the
+            # words of the program, such as `local`, meant somebody else than the program's own user.
+            "CREATE TABLE people (person_id VARCHAR PRIMARY KEY, label VARCHAR NOT NULL)",
+            f"""CREATE TABLE names AS SELECT name, imported, label, concat('person_', left(sha256(concat(
+                    (SELECT value FROM store_facts WHERE name = 'salt'), ' person ', label)), 32)) AS person_id
+                FROM (SELECT DISTINCT name, imported, CASE WHEN imported AND (
+                        lower(trim(name)) IN ({_ACTORS}) OR starts_with(name, 'imported:')
+                        OR regexp_full_match(name, 'person_[0-9a-f]{{32}}')) THEN 'imported:' || name
+                        ELSE name END AS label
+                    FROM ({_NAMED}) WHERE name IS NOT NULL
+                    AND (imported OR name NOT IN ('gold', 'schedule', 'policy', 'baking', 'erased')))""",
+            "INSERT INTO people SELECT DISTINCT person_id, label FROM names",
+            *(_renamed(table, "rater") for table in ("conversations", "pairs", "generations", "picks")),
+            *(_renamed(table, "rater") for table in ("ratings", "edits")),
+            # Who was in quarantine, or asked not to be learned from, under a name that was two people's, is so twice.
+            """INSERT INTO quarantines (rater, quarantined, reason, "by", created_at)
+                SELECT names.person_id, quarantined, reason, "by", created_at FROM quarantines
+                JOIN names ON name = rater AND imported AND name <> label ORDER BY event""",
+            """INSERT INTO learning_choices (scope, subject, learn, "by", created_at)
+                SELECT scope, names.person_id, learn, "by", created_at FROM learning_choices
+                JOIN names ON name = subject AND imported AND name <> label WHERE scope = 'rater' ORDER BY event""",
+            _renamed("quarantines", "rater"),
+            _renamed("learning_choices", "subject") + " AND scope = 'rater'",
+            *(_renamed(table, "by") + " AND names.name <> 'local'" for table in _CAUSED),
+            "ALTER TABLE pick_words RENAME TO earlier_words",
+            """CREATE TABLE pick_words (
+                word VARCHAR PRIMARY KEY, pair_id VARCHAR NOT NULL, rater VARCHAR NOT NULL, number INTEGER NOT NULL,
+                pick_id VARCHAR NOT NULL)""",
+            """INSERT INTO pick_words SELECT concat_ws(' ', number, length(pair_id), pair_id, person_id), pair_id,
+                person_id, number, pick_id FROM earlier_words JOIN names ON name = rater AND NOT imported""",
+            "DROP TABLE earlier_words",
+            # A judgement is of one rater on one row: `content` says which row, the id whose word on it.
+            "ALTER TABLE preferences RENAME TO earlier_preferences",
+            f"""CREATE TABLE preferences (
+                preference_id VARCHAR PRIMARY KEY, content VARCHAR NOT NULL, prompt {PROMPT_TYPE} NOT NULL,
+                split VARCHAR NOT NULL, chosen VARCHAR NOT NULL, rejected VARCHAR NOT NULL, source VARCHAR NOT NULL,
+                weight DOUBLE NOT NULL, rater VARCHAR, versions VARCHAR[] NOT NULL, practice VARCHAR,
+                import_id VARCHAR, event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            _judged("preferences", "preference_id", "pref_"),
+            "DROP TABLE earlier_preferences",
+            "ALTER TABLE unpaired_preferences RENAME TO earlier_unpaired_preferences",
+            f"""CREATE TABLE unpaired_preferences (
+                unpaired_id VARCHAR PRIMARY KEY, content VARCHAR NOT NULL, prompt {PROMPT_TYPE} NOT NULL,
+                split VARCHAR NOT NULL, completion VARCHAR NOT NULL, label BOOLEAN NOT NULL, source VARCHAR NOT NULL,
+                weight DOUBLE NOT NULL, rater VARCHAR, versions VARCHAR[] NOT NULL, import_id VARCHAR,
+                event BIGINT NOT NULL DEFAULT nextval('events'), created_at TIMESTAMP NOT NULL)""",
+            _judged("unpaired_preferences", "unpaired_id", "label_"),
+            "DROP TABLE earlier_unpaired_preferences",
+            "DROP TABLE names",
         ),
     ),
 )

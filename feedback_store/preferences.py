@@ -155,6 +155,13 @@ def unpaired_id(prompt: Sequence[Message], completion: str, label: bool, origin:
     return "label_" + _content_hash([[[m["role"], m["content"]] for m in prompt], completion, label, origin])
 
 
+def judgement_id(content: str, person_id: str | None) -> str:
+    """The id of somebody's word on an imported row, of the row's own id; nobody's word has the row's."""
+    if person_id is None:
+        return content
+    return content.partition("_")[0] + "_" + hashlib.sha256(f"{content} {person_id}".encode()).hexdigest()[:32]
+
+
 def _content_hash(content: list[object]) -> str:
     try:
         return hashlib.sha256(orjson.dumps(content)).hexdigest()[:32]

@@ -13,24 +13,23 @@ from __future__ import annotations
 from feedback_store import rows
 from feedback_store.database import Cursor
 from feedback_store.errors import Conflict, NotFound
-from feedback_store.records import GOLD, Quarantine
-
-_RATERS = " UNION ".join(
-    f"SELECT rater FROM {table}"  # noqa: S608 - our own names
-    for table in ("picks", "ratings", "edits", "conversations", "generations", "preferences", "unpaired_preferences")
-)
+from feedback_store.people import load_raters
+from feedback_store.records import Quarantine
 
 
-def record_quarantine(cursor: Cursor, word: Quarantine, *, quarantined: bool) -> None:
-    """Put a rater into quarantine, or lift it. ``NotFound`` for nobody known, ``Conflict`` where it is so already."""
+def record_quarantine(cursor: Cursor, word: Quarantine, label: str, *, quarantined: bool) -> None:
+    """Put a rater into quarantine, or lift it; ``label`` is what people call them.
+
+    ``NotFound`` for somebody without a word, ``Conflict`` where it is so already.
+    """
     rater = word.rater
     if rater not in load_raters(cursor):
-        raise NotFound("rater", rater)
+        raise NotFound("rater", label)
     if (rater in {one.rater for one in load_quarantines(cursor)}) == quarantined:
         raise Conflict(
-            f"{rater} is in quarantine already. There is nothing to do."
+            f"{label} is in quarantine already. There is nothing to do."
             if quarantined
-            else f"{rater} is not in quarantine. There is nothing to lift."
+            else f"{label} is not in quarantine. There is nothing to lift."
         )
     cursor.execute(
         'INSERT INTO quarantines (rater, quarantined, reason, "by", created_at) VALUES (?, ?, ?, ?, ?)',
@@ -39,14 +38,9 @@ def record_quarantine(cursor: Cursor, word: Quarantine, *, quarantined: bool) ->
 
 
 def load_quarantines(cursor: Cursor) -> list[Quarantine]:
-    """Who is in quarantine now, by name."""
+    """Who is in quarantine now, by id."""
     found = cursor.execute(
         """SELECT rater, arg_max(reason, event), arg_max("by", event), arg_max(created_at, event) FROM quarantines
         WHERE rater IN (FROM quarantined_raters) GROUP BY rater ORDER BY rater"""
     ).fetchall()
     return [Quarantine(rater, reason, by, rows.loaded_time(since)) for rater, reason, by, since in found]
-
-
-def load_raters(cursor: Cursor) -> list[str]:
-    """Everybody who said, asked or was imported with something, by name."""
-    return sorted(rater for (rater,) in cursor.execute(_RATERS).fetchall() if rater is not None and rater != GOLD)

@@ -6,14 +6,14 @@ Used by ``store.py`` only. Times in tables are UTC without a zone; in records th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 
-from feedback_store.preferences import split_of
+from feedback_store.preferences import judgement_id, split_of
 from feedback_store.records import (
     Candidate,
     Edit,
@@ -28,6 +28,7 @@ from feedback_store.records import (
 from feedback_store.tables import MESSAGE, MESSAGES
 
 Row = Sequence[Any]
+NOBODY: Mapping[str, str] = {}
 
 CANDIDATE_COLUMNS = (
     "candidate_id", "version", "text", "finish_reason", "sampling", "seed", "latency_ms", "created_at",
@@ -42,6 +43,7 @@ PROMOTION_COLUMNS = ("version", "previous", "kind", "reason", '"by"', "evaluatio
 _PREFERENCES = pa.schema(
     [
         ("preference_id", pa.string()),
+        ("content", pa.string()),
         ("prompt", MESSAGES),
         ("split", pa.string()),
         ("chosen", pa.string()),
@@ -58,6 +60,7 @@ _PREFERENCES = pa.schema(
 _UNPAIRED = pa.schema(
     [
         ("unpaired_id", pa.string()),
+        ("content", pa.string()),
         ("prompt", MESSAGES),
         ("split", pa.string()),
         ("completion", pa.string()),
@@ -155,30 +158,37 @@ def loaded_unpaired(row: Row) -> UnpairedPreference:
     )  # fmt: skip
 
 
-def preference_table(preferences: Sequence[Preference], import_id: str | None) -> pa.Table:
-    """Preferences as an Arrow table with the columns of the preferences table."""
+def preference_table(
+    preferences: Sequence[Preference], import_id: str | None, people: Mapping[str, str] = NOBODY
+) -> pa.Table:
+    """Preferences as an Arrow table with the columns of the preferences table; ``people`` are ids by raters' names."""
     columns: dict[str, Any] = {
-        "preference_id": [one.preference_id for one in preferences],
+        "preference_id": [judgement_id(one.preference_id, people.get(one.rater or "")) for one in preferences],
+        "content": [one.preference_id for one in preferences],
         "chosen": [one.chosen for one in preferences],
         "rejected": [one.rejected for one in preferences],
         "practice": [one.practice for one in preferences],
     }
-    return _arrow_table(preferences, import_id, columns, _PREFERENCES)
+    return _arrow_table(preferences, import_id, people, columns, _PREFERENCES)
 
 
-def unpaired_table(preferences: Sequence[UnpairedPreference], import_id: str | None) -> pa.Table:
+def unpaired_table(
+    preferences: Sequence[UnpairedPreference], import_id: str | None, people: Mapping[str, str] = NOBODY
+) -> pa.Table:
     """Unpaired preferences as an Arrow table with the columns of the unpaired_preferences table."""
     columns: dict[str, Any] = {
-        "unpaired_id": [one.unpaired_id for one in preferences],
+        "unpaired_id": [judgement_id(one.unpaired_id, people.get(one.rater or "")) for one in preferences],
+        "content": [one.unpaired_id for one in preferences],
         "completion": [one.completion for one in preferences],
         "label": [one.label for one in preferences],
     }
-    return _arrow_table(preferences, import_id, columns, _UNPAIRED)
+    return _arrow_table(preferences, import_id, people, columns, _UNPAIRED)
 
 
 def _arrow_table(
     preferences: Sequence[Preference] | Sequence[UnpairedPreference],
     import_id: str | None,
+    people: Mapping[str, str],
     columns: dict[str, Any],
     schema: pa.Schema,
 ) -> pa.Table:
@@ -188,7 +198,7 @@ def _arrow_table(
         "split": [split_of(one.prompt) for one in preferences],
         "source": [one.source for one in preferences],
         "weight": [one.weight for one in preferences],
-        "rater": [one.rater for one in preferences],
+        "rater": [None if one.rater is None else people.get(one.rater, one.rater) for one in preferences],
         "versions": [list(one.versions) for one in preferences],
         "import_id": [import_id] * len(preferences),
         "created_at": [one.created_at for one in preferences],

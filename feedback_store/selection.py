@@ -22,7 +22,7 @@ from feedback_store.errors import InvalidRecord, NotEnoughPreferences
 from feedback_store.mixing import AGREEMENT, PAIRS, RATINGS, Choice, Mix, MixRow, choose, judgements, near_key
 from feedback_store.preferences import HELD_OUT, TRAIN, key_of_text, split_of_key
 from feedback_store.records import Preference, UnpairedPreference
-from feedback_store.reliability import GoldAnswers, Judgement, Reliability, reliabilities
+from feedback_store.reliability import GoldAnswers, Reliability, reliabilities
 
 PARTS = (TRAIN, HELD_OUT)
 RATED_TRAIN, RATED_HELD_OUT = RATED_PARTS = ("ratings", "held_out_ratings")
@@ -93,12 +93,6 @@ def select(
         selection = _with_ratings(selection, rated, mix, evaluation_prompts, standing, redact=redact)
     _require_rows(selection.parts, mix)
     return selection
-
-
-def judgements_of(preferences: pa.Table) -> list[Judgement]:
-    """Who called which answer better, of a table of ``tables.ROWS``, where rows share their prompt; of every part."""
-    rows = _Rows.of(preferences.combine_chunks())
-    return judgements(rows.described, partial(tables.said, rows.table), parts=PARTS)
 
 
 def _select(

@@ -224,8 +224,8 @@ def raters_of(directory: Path) -> frozenset[str] | None:
         return None
 
 
-def forget(directory: Path, rater: str) -> bool:
-    """Take a person's name out of what a manifest says beside its rows; whether it was there."""
+def forget(directory: Path, names: Collection[str]) -> bool:
+    """Take a person, by id or an older name, out of what a manifest says beside its rows; whether they were there."""
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -233,13 +233,13 @@ def forget(directory: Path, rater: str) -> bool:
         by_reason = manifest.get("raters_left_out", {})
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if not any(rater in names for names in (mix.get("without", ()), weights, *by_reason.values())):
+    if not any(one in names for said in (mix.get("without", ()), weights, *by_reason.values()) for one in said):
         return False
     if mix:
-        mix["without"] = [one for one in mix.get("without", ()) if one != rater]
-    weights.pop(rater, None)
-    for numbers in by_reason.values():
-        numbers.pop(rater, None)
+        mix["without"] = [one for one in mix.get("without", ()) if one not in names]
+    for numbers in (weights, *by_reason.values()):
+        for name in names:
+            numbers.pop(name, None)
     write_json(path, manifest)
     return True
 

@@ -7,6 +7,7 @@
     trust → record_quarantine, standing, rater_tallies, load_pairs_to_rate
 
 Events are only ever added: a later pick, answer or title supersedes an earlier one, nothing is changed in place.
+A ``rater`` is given as an id or a label, and kept and given back as the id (``people.py``).
 ``record_*`` returns when its one transaction is on disk. Raises the errors of ``errors.py``: ``NotFound`` and
 ``Conflict`` for ids, ``InvalidRecord`` for values, ``StoreDamaged`` when the disk fails.
 Not here: which rows a snapshot takes (``mixing.py``).
@@ -34,6 +35,7 @@ from feedback_store.errors import Conflict, InvalidRecord, NotFound
 from feedback_store.importers import PreferenceSource
 from feedback_store.importers.pairs import Choices
 from feedback_store.imports import add_preferences, import_preferences, load_imports
+from feedback_store.people import ensure_people, load_labels, load_raters, require_person
 from feedback_store.picks import record_picks
 from feedback_store.preferences import HELD_OUT, preference_of, preference_of_edit, split_of
 from feedback_store.query import QueryResult, run_query
@@ -99,6 +101,8 @@ class FeedbackStore:
         self._database = database
         self._clock = clock
         self.freezing = threading.Lock()
+        self._ids: dict[str, str] = {}
+        self._learn_ids()
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], datetime] = records.now) -> FeedbackStore:
@@ -120,6 +124,31 @@ class FeedbackStore:
     ) -> None:
         self.close()
 
+    # Who is who
+
+    def person_id(self, name: str) -> str:
+        """The id of a person by their id or label. ``NotFound``."""
+        with self._database.read() as cursor:
+            return require_person(cursor, name).person_id
+
+    def record_person(self, label: str) -> str:
+        """The id of the person with this label, who has one from now on."""
+        with self._database.write() as cursor:
+            person_id = ensure_people(cursor, [label])[label]
+        self._ids[label] = person_id
+        return person_id
+
+    def labels(self) -> dict[str, str]:
+        """Every label by the person's id."""
+        with self._database.read() as cursor:
+            return load_labels(cursor)
+
+    def _id(self, rater: str) -> str:
+        return self._ids.get(rater, rater)
+
+    def _learn_ids(self) -> None:
+        self._ids = {label: person_id for person_id, label in self.labels().items()}
+
     # Conversations, turns, answers
 
     def record_conversation(self, title: str = "", *, rater: str = "local") -> Conversation:
@@ -127,7 +156,7 @@ class FeedbackStore:
         moment = self._clock()
         conversation = Conversation(new_id("conv"), title, moment, moment)
         with self._database.write() as cursor:
-            _insert(cursor, "conversations", conversation.conversation_id, rows.stored_time(moment), rater)
+            _insert(cursor, "conversations", conversation.conversation_id, rows.stored_time(moment), self._id(rater))
             _add_title(cursor, conversation.conversation_id, title, moment)
         return conversation
 
@@ -219,7 +248,7 @@ class FeedbackStore:
         with self._database.write() as cursor:
             _insert(cursor, "candidates", *rows.stored_candidate(candidate))
             if prompt is not None:
-                _add_generation(cursor, candidate, prompt, turn_id, rater, left_out=left_out)
+                _add_generation(cursor, candidate, prompt, turn_id, self._id(rater), left_out=left_out)
 
     def load_candidate(self, candidate_id: str) -> Candidate:
         with self._database.read() as cursor:
@@ -255,13 +284,14 @@ class FeedbackStore:
 
     def record_pair(self, pair: Pair, *, left_out: int = 0) -> None:
         """Keep a pair, and its two candidates where they are not kept yet, in one transaction."""
+        rater = self._id(pair.rater)
         with self._database.write() as cursor:
             if pair.turn_id is not None:
                 _require(cursor, "turn", pair.turn_id)
             for candidate in (pair.first, pair.second):
                 if not _exists(cursor, "candidate", candidate.candidate_id):
                     _insert(cursor, "candidates", *rows.stored_candidate(candidate))
-                    _add_generation(cursor, candidate, pair.prompt, pair.turn_id, pair.rater, left_out=left_out)
+                    _add_generation(cursor, candidate, pair.prompt, pair.turn_id, rater, left_out=left_out)
             cursor.execute(
                 "INSERT INTO pairs (pair_id, prompt, split, first_candidate_id, second_candidate_id, turn_id, rater, "
                 "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -272,7 +302,7 @@ class FeedbackStore:
                     pair.first.candidate_id,
                     pair.second.candidate_id,
                     pair.turn_id,
-                    pair.rater,
+                    rater,
                     rows.stored_time(pair.created_at),
                 ],
             )
@@ -320,8 +350,9 @@ class FeedbackStore:
         pick or rater it is a ``Conflict``.
         """
         word = Pick(
-            new_id("pick"), pair_id, _choice(pick), tuple(reasons), comment, rater, idempotency_key, self._clock()
-        )
+            new_id("pick"), pair_id, _choice(pick), tuple(reasons), comment, self._id(rater), idempotency_key,
+            self._clock(),
+        )  # fmt: skip
         return self._database.submit(record_picks, word)
 
     def pick_preference(self, pick: Pick) -> Preference | None:
@@ -347,6 +378,7 @@ class FeedbackStore:
         idempotency_key: str | None = None,
     ) -> Rating:
         """Keep a thumb, ``up`` or ``down``, on an answer. The same key again keeps nothing new, as for a pick."""
+        rater = self._id(rater)
         event = Rating(new_id("rating"), candidate_id, rating, comment, rater, self._clock())
         with self._database.write() as cursor:
             _require(cursor, "candidate", candidate_id)
@@ -367,6 +399,7 @@ class FeedbackStore:
         self, candidate_id: str, text: str, *, rater: str = "local", idempotency_key: str | None = None
     ) -> Edit:
         """Keep a person's rewrite of an answer. The same key again keeps nothing new, as for a pick."""
+        rater = self._id(rater)
         event = Edit(new_id("edit"), candidate_id, text, rater, self._clock())
         with self._database.write() as cursor:
             _require(cursor, "candidate", candidate_id)
@@ -401,7 +434,7 @@ class FeedbackStore:
 
         ``on_progress`` hears of the source after every batch. Raises ``BadImport``.
         """
-        return import_preferences(
+        result = import_preferences(
             self._database,
             path_or_hub_id,
             format,
@@ -409,6 +442,8 @@ class FeedbackStore:
             moment=self._clock(),
             on_progress=on_progress,
         )
+        self._learn_ids()
+        return result
 
     def load_imports(self, limit: int = 100) -> list[tuple[ImportResult, datetime]]:
         """The imports, newest first, each with its time."""
@@ -438,9 +473,14 @@ class FeedbackStore:
             return evidence.unpaired_rows(cursor)
 
     def votes(self) -> list[Vote]:
-        """Every standing word that compares two answers (for ``agreement.py``)."""
+        """Every standing word that compares two answers, imported ones too (for ``agreement.py``)."""
         with self._database.read() as cursor:
             return evidence.votes(cursor)
+
+    def judged(self, item: str) -> tuple[str, tuple[str, str]]:
+        """What was asked, and the two answers, of an item of ``votes``."""
+        with self._database.read() as cursor:
+            return evidence.judged(cursor, item)
 
     def picks_since(self, moment: datetime | None) -> int:
         """How many picks newer than ``moment`` (of all for None) teach, by ``teaching.pick_teaches``."""
@@ -468,17 +508,21 @@ class FeedbackStore:
         """Say whether a ``conversation`` or a ``rater`` may teach; the latest word counts."""
         with self._database.write() as cursor:
             set_learning(cursor, scope, subject, learn, by=by, moment=self._clock())
+        self._learn_ids()
 
     def learns_from(self, scope: str, subject: str) -> bool:
         """Whether a conversation or a rater may teach; nobody has to ask for it."""
         with self._database.read() as cursor:
-            said_no = cursor.execute("SELECT 1 FROM refusals WHERE scope = ? AND subject = ?", [scope, subject])
+            about = self._id(subject) if scope == "rater" else subject
+            said_no = cursor.execute("SELECT 1 FROM refusals WHERE scope = ? AND subject = ?", [scope, about])
             return not said_no.fetchall()
 
     def erase(self, rater: str, data_dir: Path) -> Erasure:
         """Remove a person's words everywhere below the data directory (see ``erasure.erase``)."""
         with self.freezing:
-            return erase(self._database, data_dir, rater, self._clock())
+            erased = erase(self._database, data_dir, rater, self._clock())
+        self._learn_ids()
+        return erased
 
     def back_up(self, reason: str, keep_days: int, keep_last: int = 3) -> Backup:
         """Copy the store into ``backups/`` while it works, then remove backups that are past their time."""
@@ -508,18 +552,19 @@ class FeedbackStore:
     def record_quarantine(self, rater: str, quarantined: bool, *, reason: str, by: str) -> None:
         """Put a rater into quarantine, or lift it (see ``quarantine.py``). ``NotFound``, ``Conflict``."""
         with self._database.write() as cursor:
-            word = Quarantine(rater, reason, by, self._clock())
-            quarantine.record_quarantine(cursor, word, quarantined=quarantined)
+            person = require_person(cursor, rater)
+            word = Quarantine(person.person_id, reason, by, self._clock())
+            quarantine.record_quarantine(cursor, word, person.label, quarantined=quarantined)
 
     def quarantines(self) -> list[Quarantine]:
-        """Who is in quarantine, by name."""
+        """Who is in quarantine, by id."""
         with self._database.read() as cursor:
             return quarantine.load_quarantines(cursor)
 
     def raters(self) -> list[str]:
-        """Everybody who said something or was imported, by name."""
+        """Everybody who said something or was imported, by id."""
         with self._database.read() as cursor:
-            return quarantine.load_raters(cursor)
+            return sorted(load_raters(cursor))
 
     def standing(self) -> Standing:
         """What a snapshot asks about raters: who is in quarantine, and how each did on gold pairs."""
@@ -540,7 +585,7 @@ class FeedbackStore:
     def gold_seen_by(self, rater: str) -> set[str]:
         """The ids of the gold pairs a rater has said a word on."""
         with self._database.read() as cursor:
-            return gold.seen_by(cursor, rater)
+            return gold.seen_by(cursor, self._id(rater))
 
     def load_pairs_to_rate(self, rater: str, limit: int = 50) -> list[Pair]:
         """Pairs with whole answers, free to learn from, that a rater has said no word on: those others judged first."""
@@ -552,7 +597,7 @@ class FeedbackStore:
                 AND trim(first.text) <> trim(second.text) AND {may_be_learned("pairs")}
                 ORDER BY pairs.pair_id IN (SELECT pair_id FROM picks WHERE pick <> 'skip') DESC, pairs.event DESC
                 LIMIT ?""",
-                [rater, limit],
+                [self._id(rater), limit],
             ).fetchall()
         return [rows.loaded_pair(row) for row in found]
 

@@ -1,11 +1,16 @@
 """What betrays a person in a file of the data directory, and how it is taken out.
 
-    name, ids, texts → Traces → betrays(file) → blank_lines, mend_json, or the file goes
+    ids, names, texts → Traces → betrays(file) → blank_lines, mend_json, or the file goes
 
-Looked for: the name, the ids of their rows, four of their words in a row, short lines as a whole (12 characters at
-least), and single words with letters and digits or an @. Not found: a name within a longer word, a paraphrase, words
-in files that are compressed in another way than gzip, or in the texts of a Parquet file (its columns of names and ids
-are read). Used by ``erasure.py``.
+Looked for: the ids of the person and of their rows anywhere; four of their words in a row, short lines as a whole (12
+characters at least), and single words with letters and digits or an @, where words of people may stand. In JSON these
+are the fields of ``_WORDS`` and ``_SENTENCES``: what the machine writes for itself (states, versions, keys, recipes,
+paths) is never touched, whatever a person is called and whatever they wrote.
+
+A name is looked for in files from before there were ids: as a whole in the fields and columns where a person stands,
+and in lines of logs and cards where it could be nothing else (``ann.doe``, ``ann@example.org``, ``Ann Doe``). Not
+found: a name of one plain word in a sentence, a paraphrase, words in files that are compressed in another way than
+gzip, or in the texts of a Parquet file (its columns of people and ids are read). Used by ``erasure.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feedback_store.durable import write_json
+from feedback_store.people import ACTORS, is_person_id
 
 MARK = "[erased]"
 _GRAM_WORDS = 4
@@ -35,18 +42,36 @@ _ID_COLUMNS = ("preference_id", "unpaired_id", "pick_id")
 _SIGNS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SIGNS}]|[^\W{_SIGNS}]+")
 _TOKEN = re.compile(rf"[\w@.+-]{{{_SHORTEST_TOKEN},}}")
+# Names that are no word of a sentence: with an @ or a dot in it, of two words, of letters and digits.
+_TELLING_NAME = re.compile(r"\S+@\S+|\S*\w[._]\w\S*|\S*[^\W\d_]\S*(?:\s+\S*[^\W\d_]\S*)+")
+_SHORTEST_NAME = 5
+
+# Fields of our JSON files: where a person stands, an actor (a person or a word of the program's own), what people
+# wrote, and sentences that may quote it.
+_PEOPLE = {"rater", "raters", "without"}
+_CAUSING = {"by", "requested_by", "started_by", "changed_by", "ended_by", "dismissed_by", "promoted_by"}
+_WORDS = {
+    "prompt", "prompts", "content", "text", "texts", "chosen", "rejected", "completion", "question", "questions",
+    "answer", "answers", "example", "examples", "turns", "title", "comment", "note", "notes", "why", "words", "quote",
+    "excerpt", "explanation", "response", "output",
+}  # fmt: skip
+_SENTENCES = {"error", "reason", "reasons", "sentence", "problem", "message", "detail", "details", "warnings"}
+# What is compared with or started from later; the questions of the canaries are the program's own.
+_HOUSE = {"canaries", "recipe", "launch", "base", "snapshot", "role", "schedule"}
+_SENTENCE_WORDS = 7
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|[nrt\"'/\\])")
 
 
 class Traces:
-    """A person's name, the ids of their rows and their texts, ready to be looked for."""
+    """A person's id and names, the ids of their rows and their texts, ready to be looked for."""
 
-    def __init__(self, rater: str, ids: Collection[str], texts: Iterable[str]) -> None:
-        self.rater = rater
+    def __init__(self, rater: str, ids: Collection[str], texts: Iterable[str], *, names: Collection[str] = ()) -> None:
+        self.names = frozenset((rater, *names))
         self.ids = pa.array(list(ids), pa.string())
-        self._plain_name = rater.strip().casefold()
-        self._name = re.compile(rf"(?<![^\W_]){re.escape(self._plain_name)}(?![^\W_])")
-        self._plain_ids = frozenset(one.casefold() for one in ids)
+        self._actors = self.names - ACTORS
+        telling = sorted(filter(_is_telling_name, (name.strip().casefold() for name in self.names)))
+        self._name = re.compile(rf"(?<![^\W_])(?:{'|'.join(map(re.escape, telling))})(?![^\W_])") if telling else None
+        self._plain_ids = frozenset(one.casefold() for one in (*ids, *filter(is_person_id, self.names)))
         self._grams: dict[int, set[int]] = {}
         self._tokens: set[str] = set()
         self._is_too_much = False
@@ -55,12 +80,15 @@ class Traces:
                 self._learn(line)
 
     def in_text(self, text: str) -> bool:
-        """Whether a line of a log, or a sentence, holds the name, an id or words of the person."""
+        """Whether a line of a log, or a sentence somebody wrote, holds the name, an id or words of the person."""
+        return (self._name is not None and self._name.search(_plain(text)) is not None) or self.in_words(text)
+
+    def in_words(self, text: str) -> bool:
+        """The same without the name: ids and words."""
         plain = _plain(text)
         words = _WORD.findall(plain)
         return (
             self._in_words(words)
-            or self._name.search(plain) is not None
             or not self._tokens.isdisjoint(map(_bare, _TOKEN.findall(plain)))
             or (self._is_too_much and len(words) >= _GRAM_WORDS)
         )
@@ -69,8 +97,16 @@ class Traces:
         """The same for a value of a record. One without a blank is a word of ours, unless all of it is theirs."""
         plain = _plain(text).strip()
         if any(map(str.isspace, plain)):
-            return self.in_text(text)
-        return plain == self._plain_name or self._in_words(_WORD.findall(plain))
+            return self.in_words(text)
+        return self._in_words(_WORD.findall(plain))
+
+    def has_id(self, text: str) -> bool:
+        """Whether a value names the person or one of their rows by id."""
+        return not self._plain_ids.isdisjoint(_WORD.findall(text.casefold()))
+
+    def is_them(self, text: str, *, actor: bool) -> bool:
+        """Whether the value of a field where a person stands is this one; ``actor``: a word of ours may stand there."""
+        return text in (self._actors if actor else self.names)
 
     def _in_words(self, words: list[str]) -> bool:
         if not self._plain_ids.isdisjoint(words):
@@ -101,6 +137,8 @@ def betrays(path: Path, traces: Traces) -> bool:
     """Whether a file holds a trace; one that cannot be looked through counts as if it did."""
     if path.suffix == ".parquet":
         return parquet_holds(path, traces, unreadable=True)
+    if path.suffix in (".json", ".jsonl"):
+        return True  # their fields tell
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return any(traces.in_text(line.decode("utf-8", "replace")) for line in file)
@@ -116,12 +154,12 @@ def parquet_holds(path: Path, traces: Traces, *, unreadable: bool) -> bool:
         table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException):
         return unreadable
-    wanted = dict.fromkeys(_ID_COLUMNS, traces.ids) | {"rater": pa.array([traces.rater], pa.string())}
+    wanted = dict.fromkeys(_ID_COLUMNS, traces.ids) | {"rater": pa.array(sorted(traces.names), pa.string())}
     return any(pc.any(pc.is_in(table[name], value_set=wanted[name])).as_py() for name in columns)
 
 
 def blank_lines(path: Path, traces: Traces) -> bool:
-    """Overwrite each line that holds a trace with blanks; whether there was one.
+    """Overwrite each line that holds a trace with blanks, of JSON one with a field that does; whether there was one.
 
     The file keeps its length and its place on the disk, so that whoever writes on at its end is not disturbed.
     """
@@ -129,7 +167,7 @@ def blank_lines(path: Path, traces: Traces) -> bool:
     with path.open("rb+") as file:
         start = 0
         for line in iter(file.readline, b""):
-            if traces.in_text(line.decode("utf-8", "replace")):
+            if _line_betrays(line.decode("utf-8", "replace"), traces, are_json=path.suffix == ".jsonl"):
                 file.seek(start)
                 file.write(b" " * len(line.rstrip(b"\r\n")))
                 file.seek(start + len(line))
@@ -141,10 +179,10 @@ def blank_lines(path: Path, traces: Traces) -> bool:
 
 
 def mend_json(path: Path, traces: Traces) -> bool:
-    """Put a mark in the place of every text in a JSON file that holds a trace; whether there was one."""
+    """Put a mark in the place of every value in a JSON file that holds a trace; whether there was one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return blank_lines(path, traces)
     mended = _mended(value, traces)
     if mended == value:
@@ -154,23 +192,58 @@ def mend_json(path: Path, traces: Traces) -> bool:
 
 
 def mended_text(text: str, traces: Traces) -> str:
-    """A text without traces: JSON value by value, other text as a whole."""
+    """A text without traces: of a JSON object field by field, other text as a whole."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
         return MARK if traces.in_text(text) else text
     mended = _mended(value, traces)
     return text if mended == value else json.dumps(mended, ensure_ascii=False)
 
 
-def _mended(value: Any, traces: Traces) -> Any:
+def _line_betrays(line: str, traces: Traces, *, are_json: bool) -> bool:
+    if are_json:
+        with suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            return bool(_mended(value, traces) != value)
+    return traces.in_text(line)
+
+
+def _mended(value: Any, traces: Traces, field: str = "") -> Any:
+    """The value of a field of JSON with a mark in the place of what is the person's."""
     if isinstance(value, str):
-        return MARK if traces.in_value(value) else value
+        return MARK if _is_theirs(value, traces, field) else value
     if isinstance(value, list):
-        return [_mended(one, traces) for one in value]
+        return [_mended(one, traces, field) for one in value]
     if isinstance(value, dict):
-        return {_mended(name, traces): _mended(one, traces) for name, one in value.items()}
+        return {
+            MARK if traces.has_id(name) else name: _mended(one, traces, _inner(field, name))
+            for name, one in value.items()
+        }
     return value
+
+
+def _inner(outer: str, name: str) -> str:
+    """The field a value is of: what stands below people's words is words, below what is the house's nothing is."""
+    if outer in _HOUSE or name in _HOUSE:
+        return name if name in _HOUSE else outer
+    return outer if outer in _WORDS and name not in _PEOPLE else name
+
+
+def _is_theirs(value: str, traces: Traces, field: str) -> bool:
+    if traces.has_id(value):
+        return True
+    if field in _PEOPLE or field in _CAUSING:
+        return traces.is_them(value, actor=field in _CAUSING)
+    if field in _HOUSE:
+        return False
+    if field in _WORDS:
+        return traces.in_value(value)
+    # A field that nobody thought of may hold a sentence; a path, a command or a time is none.
+    is_prose = len([word for word in _WORD.findall(value) if word.isalpha()]) >= _SENTENCE_WORDS and value[:1] != "/"
+    return (is_prose or (field in _SENTENCES and " " in value.strip())) and traces.in_words(value)
 
 
 def _plain(text: str) -> str:
@@ -182,6 +255,12 @@ def _plain(text: str) -> str:
 
 def _bare(token: str) -> str:
     return token.strip(".+-")
+
+
+def _is_telling_name(name: str) -> bool:
+    """Whether a name in a line of a log is no word of the program's: not "finished", not "v0", not "{"."""
+    has_both = _is_telling(name)
+    return len(name) >= _SHORTEST_NAME and (has_both or _TELLING_NAME.fullmatch(name) is not None)
 
 
 def _is_telling(token: str) -> bool:

@@ -620,14 +620,17 @@ def test_a_line_without_a_trace_is_left_alone(line: str) -> None:
 
 
 def test_a_single_word_of_a_record_is_ours_unless_all_of_it_is_theirs() -> None:
-    found = Traces("ann", ["turn_1"], ["is it smollm2-135m-instruct that answers me?"])
+    found = Traces("ann", ["turn_1"], ["is it smollm2-135m-instruct that answers me?", "unbelievable!"])
     assert found.in_text("base smollm2-135m-instruct")
     assert not found.in_value("smollm2-135m-instruct")
     assert not found.in_value("/models/smollm2-135m-instruct")
-    assert found.in_value("Ann")
-    assert not found.in_value("Anna")
-    assert found.in_value("by ann")
+    assert found.in_value("Unbelievable")
     assert found.in_value("turn_1")
+    # A name stands where a person stands; in words it is a word like others.
+    assert not found.in_value("Ann")
+    assert not found.in_value("by ann")
+    assert found.is_them("ann", actor=False)
+    assert not found.is_them("anna", actor=False)
 
 
 def test_the_whole_of_an_excerpt_of_seven_words_is_enough() -> None:

@@ -83,7 +83,10 @@ def test_a_rewrite_is_better_than_what_it_rewrites(store: FeedbackStore) -> None
     store.record_edit(candidate_id, "so-so", rater="bob")  # changes nothing
     store.record_edit(keep_answer(store, "cut o", finish_reason="length"), "cut off no more")
     store.record_edit(keep_answer(store, "an old answer"), "newer")
-    assert rows(store) == [("edit", "much better", "so-so", "ada"), ("edit", "newer", "an old answer", "local")]
+    assert rows(store) == [
+        ("edit", "much better", "so-so", "ada"),
+        ("edit", "newer", "an old answer", store.person_id("local")),
+    ]
 
 
 def test_an_answer_kept_without_its_prompt_teaches_nothing(store: FeedbackStore) -> None:

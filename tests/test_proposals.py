@@ -307,7 +307,7 @@ def test_the_page_shows_promotes_and_dismisses(tmp_path: Path) -> None:
             assert page.look()[section.shown] == ""
 
         served(operations, work)
-        assert store.load_promotions()[0].by == "ben"
+        assert store.load_promotions()[0].by == store.person_id("ben")
 
 
 def test_a_card_escapes_what_it_shows() -> None:

@@ -118,7 +118,7 @@ def test_a_gold_pair_looks_like_any_other_and_teaches_nothing(tmp_path: Path) ->
             assert outcome.sentence == "Saved, thank you."
             assert outcome.preference_id is None
         assert sorted(seen) == ["Gold 0?", "Gold 1?", "Gold 2?"]  # each once
-        assert store.standing().gold["local"] == (2, 2)  # the tie decided nothing
+        assert store.standing().gold[store.person_id("local")] == (2, 2)  # the tie decided nothing
         assert store.training_rows().num_rows == 0
         assert store.unpaired() == []
         assert store.votes() == []
@@ -393,9 +393,9 @@ def test_rating_over_http_reveals_nothing(tmp_path: Path) -> None:
             ((_, kept),) = over_http(operations, ("POST", "/v1/picks", pick))
             bodies.append((set(shown), [set(one) for one in shown["candidates"]], {**kept, "pick_id": None}))
         assert bodies[0] == bodies[1]  # one of them is gold
-        assert store.standing().gold["local"].answered == 1
+        assert store.standing().gold[store.person_id("local")].answered == 1
         assert {row["pair_id"] for row in store.training_rows().to_pylist() if "pair_id" in row} == set()
-        assert store.training_rows()["rater"].to_pylist() == ["local"]
+        assert store.training_rows()["rater"].to_pylist() == [store.person_id("local")]
         assert pair.pair_id not in [one.pair_id for one in store.load_pairs_to_rate("local")]
         assert over_http(operations, ("POST", "/v1/rate", {}))[0][1]["pair_id"] is None
 
@@ -455,4 +455,4 @@ def test_the_page_shows_a_pair_and_then_the_next(tmp_path: Path) -> None:
 
     with house(tmp_path) as (operations, store):
         asyncio.run(rate(operations))
-        assert store.standing().gold["local"].answered == 1
+        assert store.standing().gold[store.person_id("local")].answered == 1

@@ -59,7 +59,7 @@ def pair(first: str | Candidate = "One.", second: str = "Two.", prompt: str = "C
     values = {
         "pair_id": new_id("pair"), "prompt": (Message(role="user", content=prompt),),
         "first": candidate(first) if isinstance(first, str) else first, "second": candidate(second, version="v1"),
-        "turn_id": None, "rater": "local", "created_at": START,
+        "turn_id": None, "rater": "ada", "created_at": START,
     }  # fmt: skip
     return Pair(**values | changes)
 

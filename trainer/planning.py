@@ -82,7 +82,7 @@ class Planner:
             )
         if practice and without:
             raise BadRunRequest(
-                f"A practice has no raters to leave out, and it was asked to go without {', '.join(without)}. "
+                f"A practice has no raters to leave out, and it was asked to go without {len(without)}. "
                 "Start a retrain, or practise without naming anybody."
             )
         chosen.micro_batch(launch.num_processes)

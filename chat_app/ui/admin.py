@@ -4,6 +4,7 @@ Where it sits: components and wiring only; every action is a method of `Operatio
 not in this page: closing the tab or restarting the server loses nothing, and any number of tabs watch the same run.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -165,7 +166,7 @@ class AdminPage:
         """Everything the page shows, as it is now."""
         status = self.operations.status()
         newest = self._shown_run()
-        body = newest.as_body() if newest is not None else None
+        body = self.operations.run_body(newest) if newest is not None else None
         rows = self.operations.version_rows()
         active = body is not None and body["state"] not in ENDED
         lines = newest.metrics() if newest is not None else []
@@ -257,7 +258,9 @@ class AdminPage:
         if not rater:
             return {self.message: "Choose a rater first."}
         return self._acted(
-            lambda: f"{_named(self.operations.start_run(recipe=recipe, without=[rater], by=by))}, without {rater}",
+            lambda: (
+                f"{_named(self.operations.start_run(recipe=recipe, without=[rater], by=by))}, without {_literal(rater)}"
+            ),
             "Started {}. It goes on when you close this page.",
         )
 
@@ -552,6 +555,11 @@ def history_list(events: Sequence[Mapping[str, Any]]) -> str:
 def _named(run: RunHandle) -> str:
     steps = run.as_body()["total_steps"]
     return f"{run.run_id}, {steps} step{'' if steps == 1 else 's'}"
+
+
+def _literal(text: str) -> str:
+    """A text of somebody else's as Markdown shows it: sign by sign, nothing of it a mark or an element."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _whole(number: float | None) -> int | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, islice
 from typing import Protocol
@@ -74,10 +74,15 @@ def detect(rows: Sequence[Row]) -> tuple[str, str] | None:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a number of rows gave: pairs, and single answers with a label."""
+    """What a number of rows gave: pairs, and single answers with a label; raters are named as the file does.
+
+    An id is that of the row's contents: several raters' words on one row have the same. ``own_ids`` has for each record
+    of ``pairs``, then of ``unpaired``, what our own export called it, None where it is no row of one.
+    """
 
     pairs: list[Preference]
     unpaired: list[UnpairedPreference]
+    own_ids: tuple[list[str | None], list[str | None]] = field(default_factory=lambda: ([], []))
 
 
 class PreferenceSource:
@@ -137,8 +142,10 @@ class PreferenceSource:
         try:
             if isinstance(item, ImportedPair):
                 batch.pairs.append(self._preference(item))
+                batch.own_ids[0].append(item.own_id)
             elif isinstance(item, ImportedLabel):
                 batch.unpaired.append(self._unpaired(item))
+                batch.own_ids[1].append(item.own_id)
             else:
                 self._count(number, item.reason)
         except _Erased:

@@ -34,4 +34,5 @@ def read(row: Row, _choices: Choices) -> ImportedLabel | Skip:
         rater=rater,
         versions=versions,
         weight=weight,
+        own_id=row.get("unpaired_id"),
     )

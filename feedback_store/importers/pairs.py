@@ -52,7 +52,7 @@ class ImportedPair:
     """A prompt, the better answer and the worse one.
 
     ``rater`` is the person as the export names them, ``versions`` the models that wrote the answers, better one first;
-    both where the layout has them.
+    both where the layout has them. ``own_id`` is what a store of ours called the row, in our own export.
     """
 
     prompt: tuple[Message, ...]
@@ -61,6 +61,7 @@ class ImportedPair:
     rater: str | None = None
     versions: tuple[str, ...] = ()
     weight: float = 1.0
+    own_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class ImportedLabel:
     rater: str | None = None
     versions: tuple[str, ...] = ()
     weight: float = 1.0
+    own_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def read_pair(
     rater: str | None = None,
     versions: tuple[str, ...] = (),
     weight: float = 1.0,
+    own_id: object = None,
 ) -> ImportedPair | Skip:
     """Judge the columns of one row.
 
@@ -116,7 +119,9 @@ def read_pair(
     if score is not None and score == as_number(scores[1]):
         return Skip("tie")
     reason = _reason_to_skip(messages, better, worse)
-    return ImportedPair(messages, better, worse, rater, versions, weight) if reason is None else Skip(reason)
+    if reason is not None:
+        return Skip(reason)
+    return ImportedPair(messages, better, worse, rater, versions, weight, _own_id(own_id))
 
 
 def read_label(
@@ -127,6 +132,7 @@ def read_label(
     rater: str | None = None,
     versions: tuple[str, ...] = (),
     weight: float = 1.0,
+    own_id: object = None,
 ) -> ImportedLabel | Skip:
     """Judge the columns of a row with one answer; ``label`` is None where nobody said whether it is good."""
     if label is None:
@@ -138,7 +144,9 @@ def read_label(
         return Skip("malformed")
     messages, answer = side
     reason = _reason_to_skip(messages, answer)
-    return ImportedLabel(messages, answer, label, rater, versions, weight) if reason is None else Skip(reason)
+    if reason is not None:
+        return Skip(reason)
+    return ImportedLabel(messages, answer, label, rater, versions, weight, _own_id(own_id))
 
 
 def is_dialogue(value: object) -> bool:
@@ -182,6 +190,10 @@ def as_number(score: object) -> float | None:
         return float(score)
     except ValueError:
         return None
+
+
+def _own_id(value: object) -> str | None:
+    return value if isinstance(value, str) and value.isascii() else None
 
 
 def _read_message(item: object) -> Message | None:

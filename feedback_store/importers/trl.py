@@ -39,7 +39,12 @@ def read(row: Row, _choices: Choices) -> ImportedPair | Skip:
         return Skip("practice")
     rater, versions, weight = read_provenance(row)
     chosen, rejected = (unguarded(side) if isinstance(side, str) else side for side in (row["chosen"], row["rejected"]))
-    return read_pair(row.get("prompt"), chosen, rejected, rater=rater, versions=versions, weight=weight)
+    if rater is not None and isinstance(row["chosen"], str):  # of a CSV, where names are guarded too
+        rater = unguarded(rater)
+    return read_pair(
+        row.get("prompt"), chosen, rejected,
+        rater=rater, versions=versions, weight=weight, own_id=row["preference_id"],
+    )  # fmt: skip
 
 
 def _scores(row: Row) -> tuple[object, object]:
