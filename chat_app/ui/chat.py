@@ -219,7 +219,7 @@ class ChatPage:
                 async with aclosing(self.operations.compare(turn, asker)) as growing:
                     async for comparison in growing:
                         stopped = isinstance(comparison, Place) or comparison.pair is None
-                        if isinstance(comparison, Place) or pace.is_due():
+                        if pace.is_due() or isinstance(comparison, Place):
                             left_out = 0 if isinstance(comparison, Place) else comparison.first.left_out.messages
                             drawn = self._comparing(comparison)
                             pace.drawn()
@@ -228,7 +228,7 @@ class ChatPage:
                 async with aclosing(self.operations.reply(turn, asker)) as growing_one:
                     async for answer in growing_one:
                         stopped = isinstance(answer, Place) or answer.finish_reason is None
-                        if isinstance(answer, Place) or pace.is_due():
+                        if pace.is_due() or isinstance(answer, Place):
                             drawn_one = _growing(answer)
                             pace.drawn()
                             yield here | {self.thread: [*before, asked, *drawn_one]}
