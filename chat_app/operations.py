@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -172,6 +172,7 @@ class PickOutcome:
     run_started: str | None
     credit: str | None
     untaught: Untaught | None = None
+    is_new: bool = True  # False: a word of the same rater stood already, and stands
 
     @property
     def is_gold(self) -> bool:
@@ -181,6 +182,13 @@ class PickOutcome:
     @property
     def versions(self) -> tuple[str, str]:
         return (self.pair.first.version, self.pair.second.version)
+
+    def sentence_for(self, pick: PickChoice) -> str:
+        """What a rater reads who pressed `pick`: where an earlier word of theirs stands, that one first."""
+        if self.is_new or self.pick.pick is pick:
+            return self.sentence
+        stands = self.pick.pick.value.replace("_", " ")
+        return f"Your first word on this pair stands: {stands}. {self.sentence}"
 
     @property
     def sentence(self) -> str:
@@ -456,7 +464,18 @@ class Operations:
         kept = self._store.record_pick(
             pair_id, pick, reasons=reasons, comment=comment, rater=RATER, idempotency_key=idempotency_key
         )
-        pair = self._store.load_pair(pair_id)
+        return self._picked(kept)
+
+    def settle_pair(self, pair_id: str, pick: PickChoice, reasons: Sequence[str] = ()) -> PickOutcome:
+        """Settle a pair once: as `record_pick`, but where this rater has judged it, that word stands and is given back.
+
+        For the pages, where a second press or a second tab is no change of mind.
+        """
+        kept, is_new = self._store.record_first_pick(pair_id, pick, reasons=reasons, rater=RATER)
+        return replace(self._picked(kept), is_new=is_new)
+
+    def _picked(self, kept: Pick) -> PickOutcome:
+        pair = self._store.load_pair(kept.pair_id)
         if pair.turn_id is not None and pair.rater == self._rater:
             picked = (pair.first, pair.second)[settle(kept.pick)]
             self._store.record_answer(pair.turn_id, picked.candidate_id)

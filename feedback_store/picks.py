@@ -90,6 +90,19 @@ def record_picks(cursor: Cursor, words: Sequence[Pick]) -> list[Pick | StoreErro
     return outcomes
 
 
+def record_first_picks(cursor: Cursor, words: Sequence[Pick]) -> list[Pick | StoreError]:
+    """As ``record_picks``, but where a rater has judged a pair, the word that stands is given back and none is kept."""
+    standing = _load_standing(cursor, words)
+    picks = _load(cursor, "picks", rows.PICK_COLUMNS, "pick_id", [word.pick_id for word in standing.values()])
+    said = {(pick.pair_id, pick.rater): pick for pick in map(rows.loaded_pick, picks)}
+    first: dict[tuple[str, str], Pick] = {}
+    for word in words:
+        if (word.pair_id, word.rater) not in said:
+            first.setdefault((word.pair_id, word.rater), word)
+    outcomes = said | dict(zip(first, record_picks(cursor, list(first.values())), strict=True))
+    return [outcomes[word.pair_id, word.rater] for word in words]
+
+
 def _decide(
     words: Sequence[Pick],
     pairs: Mapping[str, tuple[str, Pair | None]],

@@ -36,7 +36,7 @@ from feedback_store.importers import PreferenceSource
 from feedback_store.importers.pairs import Choices
 from feedback_store.imports import add_preferences, import_preferences, load_imports
 from feedback_store.people import ensure_people, load_labels, load_raters, require_person
-from feedback_store.picks import record_picks
+from feedback_store.picks import record_first_picks, record_picks
 from feedback_store.preferences import HELD_OUT, preference_of, preference_of_edit, split_of
 from feedback_store.query import QueryResult, run_query
 from feedback_store.rater_tallies import RaterTally, load_tallies
@@ -354,6 +354,14 @@ class FeedbackStore:
             self._clock(),
         )  # fmt: skip
         return self._database.submit(record_picks, word)
+
+    def record_first_pick(
+        self, pair_id: str, pick: PickChoice, *, reasons: Sequence[str] = (), rater: str = "local"
+    ) -> tuple[Pick, bool]:
+        """Keep a rater's first word on a pair; where one stands that one is given back, and False."""
+        word = Pick(new_id("pick"), pair_id, _choice(pick), tuple(reasons), None, self._id(rater), None, self._clock())
+        kept = self._database.submit(record_first_picks, word)
+        return kept, kept.pick_id == word.pick_id
 
     def pick_preference(self, pick: Pick) -> Preference | None:
         """The training row that a snapshot of now would hold for a pick, or None where it teaches nothing."""

@@ -23,6 +23,7 @@ from chat_app.ui.preflight import PreflightLine, preflight_line
 from chat_app.ui.proposals import ProposalSection
 from chat_app.ui.raters import RaterSection
 from chat_app.ui.schedule import ScheduleSection
+from chat_app.ui.shown_text import inert
 from chat_app.ui.theme import navigation
 from chat_app.ui.trial import TrialSection
 from feedback_store.errors import StoreError
@@ -365,12 +366,12 @@ class AdminPage:
                 champion, previous = await self.operations.rollback(
                     maintenance=maintenance, force=force, reason=reason if force else ""
                 )
-                said = f"Rolled back: {champion} answers again, instead of {previous}."
+                said = f"Rolled back: {inert(champion)} answers again, instead of {inert(previous)}."
             else:
                 champion, previous = await self.operations.promote(
                     version, reason=reason, maintenance=maintenance, by=by, force=force
                 )
-                said = f"{champion} answers from now on; before it was {previous}."
+                said = f"{inert(champion)} answers from now on; before it was {inert(previous)}."
         except NeedsMaintenance as error:
             said = f"**There is no room for two models.** Answers would wait up to {error.limit_s:g} s."
             asked |= {
@@ -381,7 +382,8 @@ class AdminPage:
             said = f"Something speaks against {error.version}: a reason is asked for below."
             asked |= self.force.shown(Asked(version, by), error, self.operations.champion())
         except self.refusals as error:
-            said = f"**{version} was not promoted.** {error}" if version else f"**Not rolled back.** {error}"
+            what = f"{inert(version)} was not promoted." if version else "Not rolled back."
+            said = f"**{what}** {inert(error)}"
             if force:  # the words that were typed stay there
                 asked = {key: value for key, value in asked.items() if key not in self.force.components}
         return self.look() | asked | {self.message: said}
@@ -393,23 +395,24 @@ class AdminPage:
         try:
             result = self.operations.data.import_preferences(source.strip(), format_)
         except self.refusals as error:
-            return {self.imported: f"**{error}**"}
+            return {self.imported: f"**{inert(error)}**"}
         skipped = "; ".join(
-            f"{count} {reason} (row {', '.join(map(str, result.examples.get(reason, ())))}"
+            f"{count} {inert(reason)} (row {', '.join(map(str, result.examples.get(reason, ())))}"
             f"{' …' if count > len(result.examples.get(reason, ())) else ''})"
             for reason, count in result.skipped.items()
         )
         return self.look() | {
-            self.imported: f"Imported **{result.imported}** preferences from {Path(source).name} "
-            f"({result.format}: {result.why}); {result.duplicates} were there already; skipped: {skipped or 'none'}."
+            self.imported: f"Imported **{result.imported}** preferences from {inert(Path(source).name)} "
+            f"({inert(result.format)}: {inert(result.why)}); {result.duplicates} were there already; "
+            f"skipped: {skipped or 'none'}."
         }
 
     def _acted(self, action: Any, done: str) -> Updates:
         try:
             what = action()
         except self.refusals as error:
-            return self.look() | {self.message: f"**{error}**"}
-        return self.look() | {self.message: done.format(what)}
+            return self.look() | {self.message: f"**{inert(error)}**"}
+        return self.look() | {self.message: done.format(inert(what))}
 
 
 def overview(status: Status, run: Mapping[str, Any] | None, worth: str = "") -> str:

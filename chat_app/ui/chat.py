@@ -1,12 +1,15 @@
 """The chat page: conversations on the left, the thread, the compare view, one line that says what a pick did.
 
 Where it sits: components and wiring only; every action is a method of `Operations`. The thread is what the store
-holds, so a reload, another tab or a restart shows the same.
+holds, so a reload or a restart shows the same. Which conversation and which pair a person looks at, the browser says:
+two hidden fields change together with what is shown, so an event is about what its sender sees, in this tab and no
+other. Nothing that comes from a browser is taken for granted: an event may carry any text, whatever a field allows.
 """
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -15,12 +18,14 @@ import gradio as gr
 
 from chat_app.admission import Place
 from chat_app.answers import ANYBODY, Asker, Comparison
+from chat_app.api import MAX_MESSAGE_CHARACTERS
 from chat_app.error_shape import BROKEN
 from chat_app.operations import Operations, Refused
 from chat_app.pairs import sentence_after_choice
 from chat_app.prompts import left_out_sentence
 from chat_app.serving.engine import EngineError
 from chat_app.turns import TurnStream
+from chat_app.ui.shown_text import in_html, inert, shown, source_of, visible, with_source
 from chat_app.ui.theme import navigation
 from feedback_store.errors import StoreError
 from feedback_store.records import Pair, PickChoice, Turn
@@ -36,11 +41,14 @@ PICKS = (
     (PickChoice.SKIP, "s Skip"),
 )
 REASONS = ("clearer", "correct", "shorter", "tone", "safer")
-LONGEST_MESSAGE = 20_000
 BAR_EVERY_S = 5.0
 STOPPED = "Stopped. What was written so far is kept; Retry asks again."
 LEFT_OUT = "The model reads the newest part of a long conversation. Nothing is lost: the conversation keeps everything."
-WAITING = "Which answer is better? Use a button, or its key."
+WAITING = "Which answer is better? Use a button; or click an answer, then press 1, 2, 0, x or s."
+GONE = "This conversation is not there any more. Press + New to begin another; your words are still in the box."
+DRAWN_EVERY_S = 0.05
+DRAWING_SHARE = 0.1
+"""Of the time, at most, while an answer grows: a long one is drawn more seldom."""
 
 Updates = dict[Any, Any]
 
@@ -64,9 +72,8 @@ class ChatPage:
 
     def _lay_out(self) -> None:
         self.bar = gr.Markdown(sanitize_html=False)  # not gr.HTML: its templates need `unsafe-eval`
-        self.remembered = gr.BrowserState("", storage_key="zloop-conversation", secret="zephyr-loop")  # noqa: S106
-        self.conversation = gr.State("")
-        self.pair = gr.State("")
+        self.conversation = gr.Textbox("", visible="hidden", elem_id="conversation-id", container=False)
+        self.pair = gr.Textbox("", visible="hidden", elem_id="pair-id", container=False)
         self.seen = gr.State("")
         self.timer = gr.Timer(BAR_EVERY_S)
         with gr.Row(elem_id="layout"):
@@ -82,12 +89,13 @@ class ChatPage:
                     editable="all",
                     show_label=False,
                     layout="bubble",
+                    latex_delimiters=[],  # what LaTeX draws is not what was written
                     placeholder="Ask something. Now and then you see two answers: pick one, the model learns from it.",
                 )
                 with gr.Column(visible=False, elem_id="pair") as self.pair_box:
                     with gr.Row(elem_id="pair-row"):
-                        self.first = gr.Markdown(elem_classes="zl-answer", elem_id="answer-1")
-                        self.second = gr.Markdown(elem_classes="zl-answer", elem_id="answer-2")
+                        self.first = gr.Markdown(elem_classes="zl-answer", elem_id="answer-1", latex_delimiters=[])
+                        self.second = gr.Markdown(elem_classes="zl-answer", elem_id="answer-2", latex_delimiters=[])
                     with gr.Row(elem_id="picks"):
                         self.picks = {
                             pick: gr.Button(label, size="sm", interactive=False, elem_id=f"pick-{pick}")
@@ -102,7 +110,7 @@ class ChatPage:
                     )  # fmt: skip
                     self.box = gr.Textbox(
                         placeholder="Message…", show_label=False, lines=1, max_lines=8, scale=6, autofocus=True,
-                        elem_id="message", max_length=LONGEST_MESSAGE,
+                        elem_id="message",  # no max_length: it cuts what is pasted without a word
                     )  # fmt: skip
                 with gr.Row(elem_id="actions"):
                     self.send = gr.Button("Send", variant="primary", elem_id="send")
@@ -113,14 +121,14 @@ class ChatPage:
 
     def _wire(self, page: gr.Blocks) -> None:
         view = [
-            self.bar, self.conversation, self.remembered, self.threads, self.thread, self.pair, self.pair_box,
+            self.bar, self.conversation, self.threads, self.thread, self.pair, self.pair_box,
             self.first, self.second, *self.picks.values(), self.reasons, self.note, self.box, self.send, self.stop,
             self.retry, self.teach, self.preset,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         streaming: dict[str, Any] = {**quiet, "concurrency_limit": None}  # whose turn it is, admission says
 
-        page.load(self.open_page, [self.remembered], view, **quiet)
+        page.load(self.open_page, None, view, **quiet)
         self.timer.tick(self.look, [self.seen], [self.bar, self.seen], **quiet)
         sending = gr.on(
             [self.send.click, self.box.submit], self.say,
@@ -142,9 +150,10 @@ class ChatPage:
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
-    async def open_page(self, remembered: str) -> Updates:
-        """First paint: the conversation this browser had open, where it still exists."""
-        return self._shown(remembered) if remembered and self._exists(remembered) else self.open_new()
+    async def open_page(self, request: gr.Request) -> Updates:
+        """First paint: the conversation of this tab, which its address names, where it still exists."""
+        named = str(request.query_params.get("c", ""))
+        return self._shown(named) if named and self._exists(named) else self.open_new()
 
     def look(self, seen: str) -> tuple[Any, Any]:
         """The bar as it is now: who answers, what waits, a pause. Nothing where it stands there already."""
@@ -157,7 +166,7 @@ class ChatPage:
 
     def open_thread(self, conversation_id: str) -> Updates:
         """Show a stored conversation."""
-        return self._shown(conversation_id)
+        return self._shown(conversation_id) if self._exists(conversation_id) else self.open_new() | {self.note: GONE}
 
     # --- talking ---------------------------------------------------------------------------------------------------
 
@@ -175,15 +184,16 @@ class ChatPage:
         if pair_id:
             yield {self.note: WAITING}
             return
-        if not text.strip():
-            yield {self.note: "Write a message first."}
+        refusal = _refusal(text) or (GONE if conversation_id and not self._exists(conversation_id) else "")
+        if refusal:
+            yield {self.note: refusal}
             return
         try:
             turn = await asyncio.to_thread(self.operations.begin_turn, conversation_id or None, text, preset or None)
             if not conversation_id and not teach:
                 self.operations.data.record_learning("conversation", turn.conversation_id, False)
         except (StoreError, Refused) as error:
-            raise gr.Error(str(error)) from error
+            raise refused(error) from error
         async with aclosing(self._streamed(turn, compare, _asker(request))) as updates:
             async for update in updates:
                 yield update
@@ -192,7 +202,7 @@ class ChatPage:
         self, conversation_id: str, compare: str, pair_id: str, request: gr.Request | None = None
     ) -> AsyncGenerator[Updates, None]:
         """Answer the last message once more."""
-        turns = self.operations.turns(conversation_id) if conversation_id else ()
+        turns = self.operations.turns(conversation_id) if self._exists(conversation_id) else ()
         if pair_id or not turns:
             yield {self.note: WAITING if pair_id else "There is nothing to retry yet."}
             return
@@ -202,26 +212,33 @@ class ChatPage:
 
     async def _streamed(self, turn: Turn, compare: str, asker: Asker) -> AsyncGenerator[Updates, None]:
         before = self._messages(turn.conversation_id, before=turn)
-        asked = {"role": "user", "content": turn.text}
+        asked = {"role": "user", "content": with_source(turn.text)}
+        here: Updates = {self.conversation: turn.conversation_id}  # with every change of the thread
         yield self._busy(turn) | {self.thread: [*before, asked]}
         both = compare == "always" or (
             compare == "sometimes" and random.random() < self.operations.settings.compare_share  # noqa: S311
         )
-        stopped = False
+        stopped, pace = False, Pace()
         try:
             if both:
                 async with aclosing(self.operations.compare(turn, asker)) as growing:
                     async for comparison in growing:
                         stopped = isinstance(comparison, Place) or comparison.pair is None
-                        left_out = 0 if isinstance(comparison, Place) else comparison.first.left_out.messages
-                        yield self._comparing(comparison) | {self.thread: [*before, asked, *_left_out(left_out)]}
+                        if pace.is_due() or isinstance(comparison, Place):
+                            left_out = 0 if isinstance(comparison, Place) else comparison.first.left_out.messages
+                            drawn = self._comparing(comparison)
+                            pace.drawn()
+                            yield here | drawn | {self.thread: [*before, asked, *_left_out(left_out)]}
             else:
                 async with aclosing(self.operations.reply(turn, asker)) as growing_one:
                     async for answer in growing_one:
                         stopped = isinstance(answer, Place) or answer.finish_reason is None
-                        yield {self.thread: [*before, asked, *_growing(answer)]}
+                        if pace.is_due() or isinstance(answer, Place):
+                            drawn_one = _growing(answer)
+                            pace.drawn()
+                            yield here | {self.thread: [*before, asked, *drawn_one]}
         except (EngineError, StoreError, Refused) as error:
-            yield self._shown(turn.conversation_id) | {self.note: f"No answer: {error}"}
+            yield self._shown(turn.conversation_id) | {self.note: f"No answer: {inert(error)}"}
             return
         except Exception:
             log.exception("An answer broke while it was shown.")
@@ -232,7 +249,8 @@ class ChatPage:
 
     async def end(self, conversation_id: str) -> str:
         """Stop: the answers end themselves, and the event that shows them says so."""
-        turns = await asyncio.to_thread(self.operations.turns, conversation_id) if conversation_id else ()
+        exists = await asyncio.to_thread(self._exists, conversation_id)
+        turns = await asyncio.to_thread(self.operations.turns, conversation_id) if exists else ()
         if turns:
             self.operations.answers.stop(turns[-1].turn_id)
         return "Stopping…"
@@ -246,50 +264,78 @@ class ChatPage:
         return settle
 
     def settle(self, pick: PickChoice, pair_id: str, reasons: list[str], conversation_id: str) -> Updates:
-        """Store the pick; the conversation goes on with the picked answer, and the versions are revealed."""
+        """Store the pick; the conversation goes on with the picked answer, and the versions are revealed.
+
+        The first pick on a pair stands: what another press or another tab says of it later is not kept.
+        """
         if not pair_id:
             return {self.note: "There is nothing to pick yet."}
+        if len(reasons) > len(REASONS) or not set(reasons) <= set(REASONS):
+            return {self.note: f"The reasons are {', '.join(REASONS)}; each may be given once. Nothing was saved."}
         try:
-            outcome = self.operations.record_pick(pair_id, pick, reasons)
+            outcome = self.operations.settle_pair(pair_id, pick, reasons)
         except StoreError as error:
-            raise gr.Error(str(error)) from error
-        return self._shown(conversation_id) | {self.note: outcome.sentence}
+            raise refused(error) from error
+        view = self._shown(conversation_id) if self._exists(conversation_id) else {}
+        return view | {self.note: inert(outcome.sentence_for(pick))}
 
     def rate(self, conversation_id: str, event: gr.LikeData) -> str:
         """Thumbs on one answer of the thread."""
-        rated = self._candidate_ids(conversation_id, lines=True).get(
-            event.index if isinstance(event.index, int) else event.index[0]
-        )
+        rated = self._candidate_ids(conversation_id, lines=True).get(_index(event))
         if rated is None:
             return "This answer is not stored yet; rate it when it is complete."
-        return self.operations.sentence_of(self.operations.record_rating(rated, "up" if event.liked else "down", None))
+        try:
+            kept = self.operations.record_rating(rated, "up" if event.liked is True else "down", None)
+            return self.operations.sentence_of(kept)
+        except StoreError as error:
+            raise refused(error) from error
 
     def rewrite(self, conversation_id: str, event: gr.EditData) -> Updates:
         """A person's rewrite of an answer teaches; the conversation keeps what the model wrote."""
-        index = event.index if isinstance(event.index, int) else event.index[0]
+        if not self._exists(conversation_id):
+            return {self.note: GONE}
+        index = _index(event)
         rewritten = self._candidate_ids(conversation_id).get(index)
         if rewritten is None and index in self._candidate_ids(conversation_id, lines=True):
             return {self.conversation: conversation_id}  # the line above an answer, handed in beside it
-        if rewritten is None or not str(event.value).strip():
+        text = source_of(event.value) if isinstance(event.value, str) else ""
+        if rewritten is None or not text.strip():
             return self._shown(conversation_id) | {self.note: "Only an answer can be rewritten, and not to nothing."}
-        kept = self.operations.record_edit(rewritten, str(event.value))
+        refusal = _refusal(text)
+        if refusal:
+            return self._shown(conversation_id) | {self.note: refusal}
+        try:
+            kept = self.operations.record_edit(rewritten, text)
+        except StoreError as error:
+            raise refused(error) from error
         return self._shown(conversation_id) | {self.note: self.operations.sentence_of(kept)}
 
     def choose_learning(self, conversation_id: str, teach: bool) -> str:
         """Whether this conversation's words may teach; a conversation not begun yet remembers it at its first turn."""
+        teaches = teach is True
         if conversation_id:
-            self.operations.data.record_learning("conversation", conversation_id, teach)
-        return sentence_after_choice(teach=teach, begun=bool(conversation_id))
+            try:
+                self.operations.data.record_learning("conversation", conversation_id, teaches)
+            except StoreError as error:
+                raise refused(error) from error
+        return sentence_after_choice(teach=teaches, begun=bool(conversation_id))
 
     def choose_preset(self, conversation_id: str, preset: str) -> str:
         """How the next answers are written; a conversation not begun yet remembers it at its first turn."""
+        if preset and preset not in self.operations.presets:
+            return f"There is no preset “{inert(preset[:60])}”. The next answers are written as before."
         if conversation_id:
-            self.operations.choose_preset(conversation_id, preset or None)
-        return f"The next answers follow “{preset}”." if preset else "The next answers follow no preset."
+            try:
+                self.operations.choose_preset(conversation_id, preset or None)
+            except (StoreError, Refused) as error:
+                raise refused(error) from error
+        return f"The next answers follow “{inert(preset)}”." if preset else "The next answers follow no preset."
 
     # --- views -----------------------------------------------------------------------------------------------------
 
-    def _exists(self, conversation_id: str) -> bool:
+    def _exists(self, conversation_id: str | None) -> bool:
+        if not conversation_id:
+            return False
         try:
             self.operations.turns(conversation_id)
         except StoreError:
@@ -312,20 +358,23 @@ class ChatPage:
         return updates
 
     def _messages(self, conversation_id: str, before: Turn | None = None) -> list[dict[str, Any]]:
-        shown: list[dict[str, Any]] = []
+        thread: list[dict[str, Any]] = []
         for turn in self.operations.turns(conversation_id):
             if before is not None and turn.position >= before.position:
                 break
-            shown.append({"role": "user", "content": turn.text})
+            thread.append({"role": "user", "content": with_source(turn.text)})
             if turn.answer is not None:
-                shown += _left_out(turn.left_out)
-                shown.append({"role": "assistant", "content": turn.answer.text or "*(an empty answer)*"})
-        return shown
+                thread += _left_out(turn.left_out)
+                answer = with_source(turn.answer.text) if turn.answer.text else "*(an empty answer)*"
+                thread.append({"role": "assistant", "content": answer})
+        return thread
 
     def _candidate_ids(self, conversation_id: str, *, lines: bool = False) -> dict[int, str]:
         """Message index in the thread → the candidate shown there. `lines`: the line above an answer counts as it."""
         ids: dict[int, str] = {}
         index = 0
+        if not self._exists(conversation_id):
+            return ids
         for turn in self.operations.turns(conversation_id):
             index += 1
             if turn.answer is not None:
@@ -340,14 +389,12 @@ class ChatPage:
         return {
             self.bar: navigation("Chat", self.operations.status()),
             self.conversation: conversation_id,
-            self.remembered: conversation_id,
             self.threads: gr.Radio(choices=self._thread_choices(), value=conversation_id or None),
             self.pair: "",
             self.pair_box: gr.Column(visible=False),
             self.first: "",
             self.second: "",
             self.reasons: [],
-            self.box: gr.Textbox(interactive=True),
             self.send: gr.Button(interactive=True),
             self.stop: gr.Button(interactive=False),
             self.retry: gr.Button(interactive=True),
@@ -359,10 +406,9 @@ class ChatPage:
     def _busy(self, turn: Turn) -> Updates:
         return {
             self.conversation: turn.conversation_id,
-            self.remembered: turn.conversation_id,
             self.threads: gr.Radio(choices=self._thread_choices(), value=turn.conversation_id),
             self.note: "",
-            self.box: gr.Textbox(value="", interactive=False),
+            self.box: "",
             self.send: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
             self.retry: gr.Button(interactive=False),
@@ -370,31 +416,30 @@ class ChatPage:
 
     def _comparing(self, comparison: Comparison | Place) -> Updates:
         if isinstance(comparison, Place):
-            first = second = f"*{comparison.sentence}*"
+            first = second = f"*{inert(comparison.sentence)}*"
         else:
-            first, second = comparison.first.text, comparison.second.text
+            first, second = shown(comparison.first.text), shown(comparison.second.text)
         return {
             self.pair_box: gr.Column(visible=True),
-            self.first: _answer(1, first),
-            self.second: _answer(2, second),
+            self.first: titled(1, first),
+            self.second: titled(2, second),
         }
 
     def _waiting(self, pair: Pair) -> Updates:
-        """Two complete answers, blind, and the buttons that settle them. The composer waits for the pick."""
+        """Two complete answers, blind, and the buttons that settle them. What is typed meanwhile stays in the box."""
         return {
             self.pair: pair.pair_id,
             self.pair_box: gr.Column(visible=True),
-            self.first: _answer(1, pair.first.text, pair.first.finish_reason),
-            self.second: _answer(2, pair.second.text, pair.second.finish_reason),
+            self.first: titled(1, shown(pair.first.text), pair.first.finish_reason),
+            self.second: titled(2, shown(pair.second.text), pair.second.finish_reason),
             self.note: WAITING,
-            self.box: gr.Textbox(interactive=False),
             self.send: gr.Button(interactive=False),
             self.retry: gr.Button(interactive=False),
             **{button: gr.Button(interactive=True) for button in self.picks.values()},
         }
 
     def _thread_choices(self) -> list[tuple[str, str]]:
-        return [(one.title or "Untitled", one.conversation_id) for one in self.operations.conversations()]
+        return [(visible(one.title) or "Untitled", one.conversation_id) for one in self.operations.conversations()]
 
 
 def _asker(request: gr.Request | None) -> Asker:
@@ -402,16 +447,61 @@ def _asker(request: gr.Request | None) -> Asker:
     return ANYBODY if request is None else Asker(f"page:{request.session_hash}", origin=f"page:{request.session_hash}")
 
 
+class Pace:
+    """When a growing answer is drawn again: not at every token, and for a small share of the time."""
+
+    def __init__(self) -> None:
+        self._asked_at = self._next_at = 0.0
+
+    def is_due(self) -> bool:
+        """Whether to draw now; then say `drawn` when that is done."""
+        self._asked_at = time.monotonic()
+        return self._asked_at >= self._next_at
+
+    def drawn(self) -> None:
+        took_s = time.monotonic() - self._asked_at
+        self._next_at = self._asked_at + max(DRAWN_EVERY_S, took_s / DRAWING_SHARE)
+
+
+def refused(error: Exception) -> gr.Error:
+    """What a person reads of a refusal; it may quote what somebody wrote, and the page shows it as HTML."""
+    return gr.Error(in_html(error), print_exception=False)
+
+
+def titled(number: int, answer: str, finish_reason: str | None = None) -> str:
+    """An answer of a pair, below its number."""
+    cut = "\n\n*(cut at the longest length allowed)*" if finish_reason == "length" else ""
+    return f'<h4 class="zl-head">Answer {number}</h4>\n\n{answer or "…"}{cut}'
+
+
+def _refusal(text: str) -> str:
+    """Why a text cannot be kept; empty where it can. It stays in its box."""
+    if not isinstance(text, str) or not text.strip():
+        return "Write a message first."
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        return (
+            f"Your message has {len(text):,} characters; the limit is {MAX_MESSAGE_CHARACTERS:,}. "
+            "Nothing was sent: shorten it, or send it in parts."
+        )
+    half = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+    if half is not None:
+        return f"Your message holds half a character (U+{ord(half):04X}), which cannot be kept. Remove it."
+    return ""
+
+
+def _index(event: gr.EventData) -> int:
+    """Which message of the thread an event is about; -1 where it says nothing of the kind."""
+    index = getattr(event, "index", None)
+    if isinstance(index, (list, tuple)) and index:
+        index = index[0]
+    return index if isinstance(index, int) else -1
+
+
 def _growing(answer: TurnStream | Place) -> list[dict[str, Any]]:
     """An answer as far as it is written, or the place in line."""
     if isinstance(answer, Place):
-        return [{"role": "assistant", "content": f"*{answer.sentence}*"}]
-    return [*_left_out(answer.left_out.messages), {"role": "assistant", "content": answer.text or "…"}]
-
-
-def _answer(number: int, text: str, finish_reason: str | None = None) -> str:
-    cut = "\n\n*(cut at the longest length allowed)*" if finish_reason == "length" else ""
-    return f"#### Answer {number}\n\n{text or '…'}{cut}"
+        return [{"role": "assistant", "content": f"*{inert(answer.sentence)}*"}]
+    return [*_left_out(answer.left_out.messages), {"role": "assistant", "content": shown(answer.text) or "…"}]
 
 
 def _left_out(messages: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from chat_app.operations import Operations
+from chat_app.ui.shown_text import inert
 
 PREPARE = "`zloop train --show-command` makes a directory for a new one and starts nothing."
 
@@ -40,7 +41,8 @@ class CommandSection:
         command = self.operations.command(newest.run_id)
         several = " One line for each machine, the first where the chat runs." if len(command["lines"]) > 1 else ""
         return {
-            self.note: f"{newest.run_id}: launcher **{command['launcher']}**, strategy **{command['strategy']}**."
+            self.note: f"{inert(newest.run_id)}: launcher **{inert(command['launcher'])}**, "
+            f"strategy **{inert(command['strategy'])}**."
             f"{several} A finished training is not done again: {PREPARE}",
             self.lines: gr.Code(value="\n".join(command["lines"]), visible=True),
             self.accelerate: gr.Code(value=command["accelerate"], visible=True),

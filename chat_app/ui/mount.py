@@ -20,8 +20,9 @@ from chat_app.ui.rate import build_rate
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'{eval}; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; form-action 'self'; "
-    "frame-ancestors 'none'; base-uri 'self'; object-src 'none'"
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; form-action 'none'; "
+    "frame-ancestors 'none'; frame-src 'none'; worker-src 'none'; manifest-src 'self'; base-uri 'self'; "
+    "object-src 'none'"
 )
 SESSIONS = 200
 """Open pages whose state is kept, for each mount; beyond it the one that has been quiet longest is forgotten."""

@@ -1,15 +1,15 @@
-"""How the pages look: one navigation bar, one theme, one stylesheet, the keys of the compare view.
+"""How the pages look: one navigation bar, one theme, one stylesheet, the script of the chat and the rate page.
 
 Where it sits: `chat.py` and `admin.py` take their bar and their words for numbers from here; `__main__.py` hands the
 theme, stylesheet and script to the mount. Nothing here is fetched from elsewhere: fonts are the system's.
 """
 
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from chat_app.operations import Status
+from chat_app.ui.shown_text import in_html
 
 HERE = Path(__file__).parent
 PAGES = (("Chat", "/"), ("Rate", "/rate/"), ("Admin", "/admin/"))
@@ -32,8 +32,8 @@ def stylesheet() -> str:
 
 
 def key_script() -> str:
-    """The `<script>` of the compare view's keys 1, 2, 0, x, s."""
-    return f"<script>{(HERE / 'keys.js').read_text(encoding='utf-8')}</script>"
+    """The `<script>` of the pages with pairs: keys, one press for a pair, the conversation of a tab, Copy and Edit."""
+    return f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>"
 
 
 def navigation(here: str, status: Status) -> str:
@@ -42,10 +42,10 @@ def navigation(here: str, status: Status) -> str:
         f'<a href="{path}"{" aria-current=page" if name == here else ""}>{name}</a>' for name, path in PAGES
     )
     banner = status.problem if status.is_paused and here != "Admin" else None  # there it stands in the overview
-    paused = f'<p class="zl-banner" role="status">{escape(banner)}</p>' if banner else ""
+    paused = f'<p class="zl-banner" role="status">{in_html(banner)}</p>' if banner else ""
     return (
         f'<nav class="zl-nav" aria-label="Pages"><span class="zl-brand">Zephyr Loop</span>{links}'
-        f'<span class="zl-badge" title="{escape(badge_title(status))}">{escape(badge(status))}</span></nav>{paused}'
+        f'<span class="zl-badge" title="{in_html(badge_title(status))}">{in_html(badge(status))}</span></nav>{paused}'
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from chat_app.operations import Operations
+from chat_app.ui.shown_text import inert
 from chat_app.ui.strength import strength_shown
 
 EVERY_S = 2.0
@@ -112,11 +113,11 @@ class TrialSection:
         try:
             begun = await self.trials.start(version, share=share, reason="started on the admin page")
         except self.refusals as error:
-            return self.look() | {self.message: f"**{version} is not on trial.** {error}"}
+            return self.look() | {self.message: f"**{inert(version)} is not on trial.** {inert(error)}"}
         said = f"{version} is shown against {begun['champion']} in {begun['share']:.0%} of the pairs from now on."
         if against := self.operations.against(version):
             said = f"{said} In spite of this: {against}"
-        return self.look() | {self.message: said}
+        return self.look() | {self.message: inert(said)}
 
     async def stop_trial(self) -> Updates:
         """End the running trial; the champion stays."""
@@ -124,7 +125,7 @@ class TrialSection:
             for one in self.trials.trials()[:1]:
                 await self.trials.stop(one["trial_id"])
         except self.refusals as error:
-            return self.look() | {self.message: f"**{error}**"}
+            return self.look() | {self.message: f"**{inert(error)}**"}
         return self.look() | {self.message: "The trial is stopped; the champion stays."}
 
 

@@ -150,6 +150,7 @@ def test_two_answers_are_blind_until_a_key_picks(page: Page, server: Server, key
     second = page.locator("#answer-2 .prose p").last.inner_text()
     assert second != page.locator("#answer-1 .prose p").last.inner_text()
     expect(page.locator("#note")).not_to_contain_text("v0")
+    page.locator("#answer-1").click()  # keys are for a pair that has the focus
     page.keyboard.press(key)
     expect(page.locator("#note")).to_contain_text("Both answers came from v0")
     expect(page.locator("#note")).to_contain_text(said)
