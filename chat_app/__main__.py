@@ -149,7 +149,7 @@ def create_application(
     from fastapi import FastAPI
 
     from chat_app.api import create_api
-    from chat_app.guard import Guard, parse_json
+    from chat_app.guard import Guard
     from chat_app.lending import EngineLender
     from chat_app.metrics import Metrics
     from chat_app.serving.slot import ModelSlot
@@ -196,13 +196,7 @@ def create_application(
         app.router.add_route(page, partial(_redirect, f"{page}/"), include_in_schema=False)
     uploads = _uploads(settings)
     mount_pages(app, operations, (refusals.TrainerError,))
-    app.add_middleware(  # the last one is the outermost
-        Guard,
-        hosts=(*LOOPBACK_NAMES, settings.host),
-        uploads=uploads,
-        check_json=parse_json,
-        check_target=lambda *_: None,
-    )
+    app.add_middleware(Guard, hosts=(*LOOPBACK_NAMES, settings.host), uploads=uploads)  # the last one is the outermost
     return app
 
 

@@ -14,10 +14,9 @@ Not covered: who asks. Accounts do not exist yet; any program of this machine ma
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,8 +29,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chat_app.checked_requests import CHECKED
+from chat_app.error_shape import error_response
 from chat_app.gradio_events import Event, event_problem
 from chat_app.guard_rules import MIB, RULES, Body, Rule
+from chat_app.request_text import BadText, check_json, check_path
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +51,6 @@ SESSIONS = 4_000
 """Sessions that are remembered as known."""
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
 SAFE = ("GET", "HEAD")
-TYPES = {400: "bad_request", 403: "forbidden", 404: "not_found", 405: "bad_method", 408: "too_slow", 413: "too_long",
-         415: "bad_type", 422: "invalid", 429: "too_many", 503: "unavailable"}  # fmt: skip
 NOT_OURS = ("forwarded", "x-real-ip", "x-original-url", "x-rewrite-url", "x-http-method-override")
 NOT_OURS_BEGIN = ("x-forwarded-", "x-gradio-", "x-original-")
 
@@ -76,19 +76,16 @@ class Refusal(Exception):
 
     def response(self) -> JSONResponse:
         """The refusal in the API's one shape of an error."""
-        error = {"type": TYPES[self.status], "message": self.message} | ({"param": self.param} if self.param else {})
-        headers = {"Cache-Control": "no-store"}
-        if self.retry_after_s is not None:
-            headers["Retry-After"] = str(self.retry_after_s)
-        if self.allow is not None:
-            headers["Allow"] = self.allow
-        return JSONResponse({"error": error}, self.status, headers)
+        headers = {"Cache-Control": "no-store"} | ({"Allow": self.allow} if self.allow is not None else {})
+        return error_response(
+            self.status, self.message, param=self.param, retry_after_s=self.retry_after_s, headers=headers
+        )
 
 
 class Guard:
     """ASGI middleware. `hosts`: the names this server answers to; `uploads`: where files of the admin page arrive.
 
-    `check_json` is called with each JSON body's bytes and returns its value, or raises Refusal.
+    What passed here is marked, so that no layer further in looks at the same text again.
     """
 
     def __init__(
@@ -97,16 +94,12 @@ class Guard:
         *,
         hosts: Collection[str],
         uploads: Path,
-        check_json: Callable[[bytes], Any],
-        check_target: Callable[[bytes, bytes], None],
         rules: Sequence[Rule] = RULES,
         read_s: float = READ_S,
     ) -> None:
         self._app = app
         self._hosts = frozenset(host.lower() for host in hosts)
         self._uploads = uploads
-        self._check_json = check_json
-        self._check_target = check_target
         self._rules = rules
         self._read_s = read_s
         self._plain = {(method, rule.path): rule for rule in rules if "{" not in rule.path for method in rule.methods}
@@ -125,7 +118,10 @@ class Guard:
             return
         stepping = _Stepping(send, self._read_s)
         try:
-            await self._let_in(scope, receive, stepping)
+            try:
+                await self._let_in(scope, receive, stepping)
+            except BadText as bad:
+                raise Refusal(bad.status, bad.message, param=bad.param) from None
         except Refusal as refusal:
             if refusal.status in (403, 429, 503):
                 log.warning("Refused with %d: %s", refusal.status, refusal.message)
@@ -139,11 +135,11 @@ class Guard:
         host = self._require_host(headers)
         rule = self._require_rule(scope["method"], scope["path"])
         _require_ours(rule, headers, f"{scope['scheme']}://{host}", scope["method"])
-        self._check_target(scope["raw_path"], scope["query_string"])
+        check_path(scope["raw_path"], scope["query_string"])
         address = scope["client"][0] if scope.get("client") else "local"
         await self._keep_pace(rule.pace.name, rule.pace.value, address)
         kind = _require_content(rule, headers, scope["method"])
-        inner = {**scope, "headers": _own_headers(scope["headers"]), "query_string": _query(rule, scope)}
+        inner = {**scope, "headers": _own_headers(scope["headers"]), "query_string": _query(rule, scope), CHECKED: True}
         if rule.is_stream:
             await self._stream(inner, receive, send)
         elif kind is Body.JSON:
@@ -216,7 +212,7 @@ class Guard:
                 raise Refusal(408, f"The body did not arrive within {BODY_S:.0f} s.") from None
             body = b"".join(pieces)
             del pieces
-            value = self._check_json(body) if body else None
+            value = check_json(body) if body else None
             if rule.is_event:
                 await self._admit_event(scope["path"], value, address)
             await self._app(scope, _replayed(body, receive), send)
@@ -384,11 +380,3 @@ class _Stepping:
 
 def _is_cors(name: bytes) -> bool:
     return name.lower().startswith(b"access-control-")
-
-
-def parse_json(body: bytes) -> Any:
-    """The value of a body. Raises Refusal where it is no JSON."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refusal(422, "The body is not JSON.") from None

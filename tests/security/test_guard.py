@@ -184,7 +184,6 @@ def test_every_route_has_a_rule_or_is_closed(tmp_path: Path) -> None:
         for method, mount, path in _routes(tmp_path)
         if (method, _template(mount + path)) not in {(one, _template(other)) for one, other in open_paths}
         and path.rstrip("/") not in CLOSED
-        and not (not mount and path == "/v1/{rest:path}")
     ]
     assert unknown == []
 
@@ -212,6 +211,8 @@ def walk(routes, mount):
     for route in routes:
         if isinstance(route, Mount):
             yield from walk(route.routes, mount + route.path)
+        elif route.name == "no such route":
+            pass
         elif getattr(route, "methods", None):
             yield from ([method, mount, route.path] for method in route.methods)
         elif hasattr(route, "original_router"):
