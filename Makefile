@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run setup setup-dev test test-browser test-faults test-resume check practice bench-first-token bench-store bench-serving bench-quantisation bench-train bench-gate bench-candidates bench-retrain soak-swaps soak-baking soak-floods clean
+.PHONY: help run setup setup-dev test test-browser test-faults test-resume fuzz check practice bench-first-token bench-store bench-serving bench-quantisation bench-train bench-gate bench-candidates bench-retrain soak-swaps soak-baking soak-floods clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ –/'
@@ -31,6 +31,9 @@ test-faults: setup-dev  ## kill -9, full and broken disks under the store → do
 
 test-resume: setup-dev  ## 50 × kill -9 of a training, its weights compared bit for bit → docs/benchmarks/resume.md
 	$(BIN)/python -m tests.resume
+
+fuzz: setup-dev  ## schemathesis and the Big List of Naughty Strings at length, a new seed each time (an hour or so)
+	FUZZ=all $(BIN)/python -m pytest tests/security/test_schemathesis.py tests/security/test_naughty_strings.py
 
 check: setup-dev ## lint, format, types, Dockerfile
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ CHECKS = (
     "allow_header_conformance",
 )
 LONG = os.environ.get("FUZZ") == "all"
-EXAMPLES, MOST_S = (300, 7_200) if LONG else (2, 600)
+EXAMPLES, MOST_S = (int(os.environ.get("FUZZ_EXAMPLES", "300")), 7_200) if LONG else (2, 600)
 
 
 @contextmanager
