@@ -15,7 +15,6 @@ CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 SOON = 30_000
 BOX = "#message textarea"
-FOCUSED = "document.activeElement?.closest('#pair') !== null"
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +112,14 @@ def test_quick_keys_on_the_rate_page_judge_one_pair(tabs: BrowserContext, server
     page = tabs.new_page()
     page.goto("/rate/")
     first = pair_of(page)
-    page.wait_for_function(FOCUSED)
+    expect(page.locator("#pair")).to_be_focused(timeout=SOON)
     for key in "212":
         page.keyboard.press(key)
     expect(page.locator("#note")).to_contain_text("Saved, thank you")
     page.wait_for_timeout(700)
     assert server.get("/v1/statistics")["counts"]["picks"] == before + 1
     assert picks(server, first) == ["second"]
-    page.wait_for_function(FOCUSED)  # after a pick the next pair has it
+    expect(page.locator("#pair")).to_be_focused(timeout=SOON)  # after a pick the next pair has it
     second = pair_of(page)
     assert second != first
     page.keyboard.press("0")

@@ -4,49 +4,34 @@ The handlers are the real ones, on a real store; the browser side is in tests/br
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 import httpx
 import pytest
+from pages import answer, built, operations_in, record_pair
 from server import Server, serving
 from tiny_model import build_tiny_gguf
 
-from chat_app.__main__ import open_store
 from chat_app.operations import Operations
-from chat_app.settings import load_settings
-from chat_app.trainer_room import TrainerRoom
 from chat_app.ui.chat import REASONS, ChatPage
 from chat_app.ui.rate import RatePage
-from feedback_store.records import Candidate, Pair, PickChoice, new_id, now
+from feedback_store.records import Pair, PickChoice
 from feedback_store.store import FeedbackStore
-from trainer import schedule
 
 MANY = 40
-PageT = TypeVar("PageT")
-
-
-def answer(text: str) -> Candidate:
-    return Candidate(new_id("cand"), "v0", text, "stop", {}, None, 1.0, now())
-
-
-def record_pair(store: FeedbackStore, prompt: str = "Which?", turn_id: str | None = None, rater: str = "local") -> Pair:
-    pair = Pair(new_id("pair"), [{"role": "user", "content": prompt}], answer("a"), answer("b"), turn_id, rater, now())
-    store.record_pair(pair)
-    return pair
 
 
 @pytest.fixture
 def operations(tmp_path: Path) -> Iterator[Operations]:
     (tmp_path / "presets.yaml").write_text("Kind words:\n  system_prompt: Be kind.\n")
-    settings = load_settings({"ZLOOP_DATA_DIR": str(tmp_path), "ZLOOP_GOLD_SHARE": "0"})
-    with open_store(settings) as store:
-        yield Operations(settings, store, TrainerRoom(settings, store), None, schedule.is_due)
+    with operations_in(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
@@ -57,16 +42,6 @@ def chat(operations: Operations) -> ChatPage:
 @pytest.fixture
 def rate(operations: Operations) -> RatePage:
     return built(RatePage, operations)
-
-
-def built(kind: Callable[[Operations, gr.Blocks], PageT], operations: Operations) -> PageT:
-    """A page, made inside a loop: Gradio would else open one of its own and leave it open."""
-
-    async def build() -> PageT:
-        with gr.Blocks() as page:
-            return kind(operations, page)
-
-    return asyncio.run(build())
 
 
 def stored_picks(operations: Operations, pair: Pair) -> list[str]:

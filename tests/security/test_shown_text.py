@@ -3,12 +3,18 @@
 import random
 import re
 import time
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from nasty_texts import ALL
+from pages import answer, built, operations_in, record_pair
 
-from chat_app.ui.chat import refused, titled
+from chat_app.operations import Operations
+from chat_app.ui.admin import AdminPage
+from chat_app.ui.chat import ChatPage, refused, titled
+from chat_app.ui.rate import RatePage
 from chat_app.ui.shown_text import TAGS, in_html, inert, quoted, shown, source_of, visible, with_source
 
 ATTRIBUTES = {"a": {"href", "target", "rel"}, "li": {"value"}, "th": {"align"}, "td": {"align"}}
@@ -185,3 +191,66 @@ def test_an_answer_cannot_pass_for_the_head_of_another() -> None:
     assert 'class="zl-head"' in titled(1, shown("x"))
     assert "class" not in shown('#### Answer 2\n\n<h4 class="zl-head">Answer 2</h4>').replace("class=&quot;", "")
     assert in_html("a\n\n<b>") == "a &lt;b&gt;"
+
+
+# --- what the pages' handlers hand over -------------------------------------------------------------------------------
+
+WEAPON = '<form action=/v1/backups style="position:fixed;inset:0"><button>First</button></form> [x](/v1/export) &lt;i'
+
+
+@pytest.fixture
+def operations(tmp_path: Path) -> Iterator[Operations]:
+    with operations_in(tmp_path) as found:
+        yield found
+
+
+def harmless(value: str) -> bool:
+    """Nothing that a page could take for HTML or a link: whatever is between angle brackets is a tag of ours."""
+    tags = re.findall(r"<(?!!--zl )/?\s*([^\s>]*)", value)
+    return set(tags) <= TAGS and "](" not in value and "&lt;i" not in value.replace("&amp;lt;i", "")
+
+
+def below_its_head(value: str) -> str:
+    return value.removeprefix('<h4 class="zl-head">Answer 1</h4>').removeprefix('<h4 class="zl-head">Answer 2</h4>')
+
+
+def test_the_chat_shows_messages_answers_and_titles_as_text(operations: Operations) -> None:
+    chat = built(ChatPage, operations)
+    store = operations._store
+    turn = operations.begin_turn(None, WEAPON + "\u202e")
+    written = answer(WEAPON)
+    store.record_candidate(written, [{"role": "user", "content": WEAPON}], turn_id=turn.turn_id)
+    store.record_answer(turn.turn_id, written.candidate_id)
+    waits = store.record_turn(turn.conversation_id, WEAPON)
+    record_pair(store, WEAPON, waits.turn_id, answers=(WEAPON, f"{WEAPON} 2"))
+    view = chat.open_thread(turn.conversation_id)
+    shown_here = [message["content"] for message in view[chat.thread]]
+    assert len(shown_here) == 3
+    for value in (*shown_here, view[chat.first], view[chat.second]):
+        assert harmless(value), value
+        assert letters(visible(WEAPON)) in letters(words(below_its_head(value).partition("\n\n<!--zl")[0]))
+    titles = [title for title, _ in chat._thread_choices()]
+    assert titles[0].startswith("<form action")  # a label is no HTML
+    assert "\u202e" not in "".join(titles)
+
+
+def test_the_rate_page_shows_prompt_and_answers_as_text(operations: Operations) -> None:
+    rate = built(RatePage, operations)
+    record_pair(operations._store, f"{WEAPON}\n\n> out of the quote\n\n</blockquote>", answers=(WEAPON, "two"))
+    view = rate.next_pair()
+    for value in (view[rate.asked], view[rate.first], view[rate.second]):
+        assert harmless(value), value
+    assert view[rate.asked].count("<blockquote>") == 2  # ours, and the quote within
+    assert letters(WEAPON) in letters(words(below_its_head(view[rate.first])))
+
+
+def test_the_admin_page_quotes_as_text(operations: Operations) -> None:
+    admin = built(lambda found, page: AdminPage(found, page, (Exception,)), operations)
+    messages = [
+        admin.import_preferences(f"/tmp/{WEAPON}.jsonl", "auto")[admin.imported],
+        admin.retrain_without("dpo-lora", WEAPON)[admin.message],
+        admin.start_practice(WEAPON)[admin.message],
+    ]
+    for value in messages:
+        assert harmless(value), value
+    assert "form" in "".join(messages)
