@@ -26,7 +26,6 @@ from feedback_store.records import GOLD
 
 OWN = "local"
 IMPORTED = "imported:"
-MAX_NAME_CHARACTERS = 500
 ACTORS = frozenset({OWN, GOLD, "schedule", "policy", "baking", "auto", "erased", "[erased]"})
 """What the program writes itself where a person may stand."""
 

@@ -42,8 +42,7 @@ _ID_COLUMNS = ("preference_id", "unpaired_id", "pick_id")
 _SIGNS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SIGNS}]|[^\W{_SIGNS}]+")
 _TOKEN = re.compile(rf"[\w@.+-]{{{_SHORTEST_TOKEN},}}")
-# Names that are no word of a sentence: with an @ or a dot in it, of two words, of letters and digits.
-_TELLING_NAME = re.compile(r"\S+@\S+|\S*\w[._]\w\S*|\S*[^\W\d_]\S*(?:\s+\S*[^\W\d_]\S*)+")
+_DOTTED = re.compile(r"\w[._]\w")
 _SHORTEST_NAME = 5
 
 # Fields of our JSON files: where a person stands, an actor (a person or a word of the program's own), what people
@@ -57,7 +56,7 @@ _WORDS = {
 }  # fmt: skip
 _SENTENCES = {"error", "reason", "reasons", "sentence", "problem", "message", "detail", "details", "warnings"}
 # What is compared with or started from later; the questions of the canaries are the program's own.
-_HOUSE = {"canaries", "recipe", "launch", "base", "snapshot", "role", "schedule"}
+_HOUSE = {"canaries", "recipe", "launch", "base", "snapshot", "role", "schedule", "decisions", "verdict"}
 _SENTENCE_WORDS = 7
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|[nrt\"'/\\])")
 
@@ -137,11 +136,12 @@ def betrays(path: Path, traces: Traces) -> bool:
     """Whether a file holds a trace; one that cannot be looked through counts as if it did."""
     if path.suffix == ".parquet":
         return parquet_holds(path, traces, unreadable=True)
-    if path.suffix in (".json", ".jsonl"):
-        return True  # their fields tell
+    if path.suffix == ".json" and (value := _json(path)) is not None:
+        return bool(_mended(value, traces) != value)
+    are_json = path.suffix == ".jsonl"
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return any(traces.in_text(line.decode("utf-8", "replace")) for line in file)
+            return any(_line_betrays(line.decode("utf-8", "replace"), traces, are_json=are_json) for line in file)
     except (gzip.BadGzipFile, EOFError):
         return True
 
@@ -180,9 +180,8 @@ def blank_lines(path: Path, traces: Traces) -> bool:
 
 def mend_json(path: Path, traces: Traces) -> bool:
     """Put a mark in the place of every value in a JSON file that holds a trace; whether there was one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+    value = _json(path)
+    if value is None:
         return blank_lines(path, traces)
     mended = _mended(value, traces)
     if mended == value:
@@ -201,6 +200,14 @@ def mended_text(text: str, traces: Traces) -> str:
         return MARK if traces.in_text(text) else text
     mended = _mended(value, traces)
     return text if mended == value else json.dumps(mended, ensure_ascii=False)
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds; None for nothing, and where that cannot be told."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _line_betrays(line: str, traces: Traces, *, are_json: bool) -> bool:
@@ -258,9 +265,14 @@ def _bare(token: str) -> str:
 
 
 def _is_telling_name(name: str) -> bool:
-    """Whether a name in a line of a log is no word of the program's: not "finished", not "v0", not "{"."""
-    has_both = _is_telling(name)
-    return len(name) >= _SHORTEST_NAME and (has_both or _TELLING_NAME.fullmatch(name) is not None)
+    """Whether a name in a line of a log is no word of the program's: not "finished", not "v0", not "{".
+
+    It is one with an @ or a dot in it, of letters and digits, or of two words.
+    """
+    words = name.split()
+    if len(name) < _SHORTEST_NAME or not all(any(map(str.isalpha, word)) for word in words):
+        return False
+    return len(words) > 1 or "@" in name or _is_telling(name) or _DOTTED.search(name) is not None
 
 
 def _is_telling(token: str) -> bool:
