@@ -420,6 +420,8 @@ class Baking:
             "seconds": round(passed_s, 1),
             "rescued": watch.rescued,
             "answers_before": len(watch.before),
+            "in_doubt": len(watch.doubted),
+            "asking_again": len(self._asked_again),
             "reasons": list(watch.verdict.reasons),
             "measures": [
                 {

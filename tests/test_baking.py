@@ -137,3 +137,18 @@ def test_a_version_that_is_no_worse_is_hardly_ever_taken_back() -> None:
         before, after = ([one(number) for number in range(count)] for count in (200, 50))
         alarms += any(decide(after[:seen], before, "v3").go_back for seen in range(1, 51))
     assert alarms <= 1
+
+
+def test_what_a_request_chose_itself_counts_only_where_it_failed() -> None:
+    for change in ({"characters": 0}, {"repetitive": True}, {"first_token_s": 60.0}, {"characters": 900}):
+        assert not decide([good(number, on_own_terms=False, **change) for number in range(50)], BEFORE, "v3").go_back
+    failed = [good(number, on_own_terms=False, failed=True) for number in range(8)]
+    assert "8 of 8 answers failed (v3: 0 of 200)" in decide(failed, BEFORE, "v3").reasons
+
+
+def test_two_ratings_of_one_origin_count() -> None:
+    rated = [*(replace(one, rating="up") for one in BEFORE[:40]), *BEFORE[40:]]
+    of_one = [good(number, rating="down", origin="page:1") for number in range(20)]
+    assert not decide(of_one, rated, "v3").go_back
+    of_many = [good(number, rating="down", origin=f"page:{number // 2}") for number in range(8)]
+    assert decide(of_many, rated, "v3").go_back

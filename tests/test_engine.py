@@ -6,7 +6,20 @@ import math
 
 import pytest
 
-from chat_app.serving.engine import MAX_SEED, BadSampling, ContextOverflow, EngineError, Sampling
+from chat_app.serving.engine import (
+    MAX_SEED,
+    BadMessages,
+    BadSampling,
+    ContextOverflow,
+    Crowded,
+    EngineBroken,
+    EngineBusy,
+    EngineError,
+    EngineRefused,
+    EngineTimeout,
+    Sampling,
+    is_its_fault,
+)
 
 
 def test_defaults_are_valid_and_recorded_without_the_seed() -> None:
@@ -55,3 +68,34 @@ def test_context_overflow_says_the_numbers() -> None:
     assert (error.prompt_tokens, error.limit) == (9031, 8192)
     assert "9031" in str(error)
     assert "8192" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "on_own_terms", "expected"),
+    [
+        (EngineBroken("it broke"), True, True),
+        (EngineBroken("it broke"), False, True),
+        (EngineTimeout("nothing came"), True, True),
+        (EngineTimeout("nothing came"), False, False),
+        (EngineTimeout("too long", by_length=True), True, False),
+        (EngineRefused("no"), True, True),
+        (BadMessages("v0", "no", ["user"]), True, False),
+        (BadSampling("no"), True, False),
+        (ContextOverflow(9031, 8192), True, False),
+        (EngineBusy("later", 1.0), True, False),
+        (Crowded("no room"), True, False),
+    ],
+)
+def test_what_its_client_is_to_blame_for_says_nothing_of_a_version(
+    error: EngineError, on_own_terms: bool, expected: bool
+) -> None:
+    assert is_its_fault(error, on_own_terms=on_own_terms) is expected
+
+
+def test_a_refused_message_is_named_with_its_place_and_all_roles() -> None:
+    error = BadMessages("v0", "they must alternate", ["user", "user"], 1)
+    assert str(error) == (
+        "messages[1] (user, after user) is refused by the chat template of v0 (roles: user, user): they must alternate"
+    )
+    assert "messages[0] (user, first)" in str(error.at(0, ["user"]))
+    assert "and 88 more" in str(error.at(None, ["user"] * 100))

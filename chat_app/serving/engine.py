@@ -59,11 +59,11 @@ class EngineBroken(EngineError):
 class EngineTimeout(EngineBroken):
     """Nothing came within the time allowed. The answer is not complete.
 
-    `still_writing`: the engine wrote all the time; the answer was too long.
+    `by_length`: the engine wrote all the time and the answer was too long, or so was the prompt it had to read first.
     """
 
-    def __init__(self, message: str, *, still_writing: bool = False) -> None:
-        self.still_writing = still_writing
+    def __init__(self, message: str, *, by_length: bool = False) -> None:
+        self.by_length = by_length
         super().__init__(message)
 
 
@@ -143,7 +143,9 @@ NOT_ITS_FAULT = (*CLIENTS_FAULT, EngineBusy, Crowded)
 
 def is_its_fault(error: EngineError, *, on_own_terms: bool) -> bool:
     """Whether a failure says something about the version; an answer may be as long in coming as its request has it."""
-    return not isinstance(error, NOT_ITS_FAULT) and (on_own_terms or not isinstance(error, EngineTimeout))
+    if isinstance(error, EngineTimeout):
+        return on_own_terms and not error.by_length
+    return not isinstance(error, NOT_ITS_FAULT)
 
 
 @dataclass(frozen=True, slots=True)

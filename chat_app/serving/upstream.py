@@ -327,11 +327,15 @@ class Upstream:
         except Closed:
             self.breaker.left()
             raise
-        except EngineError as error:
-            if _may_be_its_requests_fault(error, messages):
+        except EngineTimeout as error:
+            error.by_length = error.by_length or _is_long(messages)
+            if error.by_length:  # a server that writes until the last moment works, and a long prompt takes its time
                 self.breaker.left()
             else:
                 self.breaker.failed()
+            raise
+        except EngineError:
+            self.breaker.failed()
             raise
         except BaseException:
             self.breaker.left()
@@ -429,7 +433,7 @@ class Upstream:
     def _final(self, error: Exception, deadlines: Deadlines) -> EngineError:
         if isinstance(error, TimeoutError):
             said = f"{self.name}: {deadlines.which}. The answer is not complete."
-            return EngineTimeout(said, still_writing=deadlines.has_text and deadlines.is_over)
+            return EngineTimeout(said, by_length=deadlines.has_text and deadlines.is_over)
         if isinstance(error, TextGenerationError):
             return broken_off(self.name, error.args[0] if error.args else "no reason given")
         why = str(error) if isinstance(error, BadBytes) else "it sends what is no event of a chat completion"
@@ -473,11 +477,8 @@ class _Request:
     waits: Waits
 
 
-def _may_be_its_requests_fault(error: EngineError, messages: Sequence[Message]) -> bool:
-    """A server that wrote until the last moment works, and one may take its time over a prompt that long."""
-    if not isinstance(error, EngineTimeout):
-        return False
-    return error.still_writing or sum(len(message["content"]) for message in messages) > LONG_PROMPT_CHARACTERS
+def _is_long(messages: Sequence[Message]) -> bool:
+    return sum(len(message["content"]) for message in messages) > LONG_PROMPT_CHARACTERS
 
 
 def _parameters(kind: Kind, sampling: Sampling) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from symbol_gguf import build_symbol_gguf, publish_symbol_version
 from upstream import StandIn, standing_in
 
 from chat_app.operations import Operations
-from chat_app.serving.deadlines import Timeouts
+from chat_app.serving.deadlines import Timeouts, Waits
 from chat_app.serving.engine import Chunk, EngineError, Sampling, ServedVersion, Usage
 from chat_app.serving.scripted_engine import Fault, ScriptedEngine
 from chat_app.serving.upstream import Upstream
@@ -124,7 +124,7 @@ def test_a_healthy_champion_stays_whatever_a_client_asks_of_it(tmp_path: Path, t
             for number in range(16):
                 answer = await ask(http, **{"user": f"somebody {number}", **trick})
                 assert answer.status_code == 200, answer.text
-            await until("the version before was asked what looked bad", lambda: not operations.baking._asked_again, 30)
+            await until("nothing is asked again", lambda: not operations.baking.as_body().get("asking_again"), 30)
             await plain(http, 1)
             told = (await http.get("/v1/baking")).json()
             assert (told["state"], told["reasons"]) == ("watching", [])
@@ -321,19 +321,26 @@ def test_the_in_process_engine_names_the_message(tmp_path: Path) -> None:
         assert server.http.post(CHAT, json={"messages": asked("UAU")}).status_code == 200
 
 
-def test_answers_that_are_as_long_as_clients_want_them_open_no_breaker() -> None:
+@pytest.mark.parametrize(
+    ("fault", "messages", "said"),
+    [
+        ("drip", asked("U"), "not finished within"),  # it writes, and does not end
+        ("stall_first", [Message(role="user", content="word " * 10_000)], "no first token within"),
+    ],
+)
+def test_what_is_as_long_as_clients_want_it_opens_no_breaker(fault: str, messages: list[Message], said: str) -> None:
     async def run() -> None:
         with standing_in(StandIn()) as stand_in:
-            timeouts = Timeouts(connect_s=5, first_token_s=5, between_s=5, total_s=0.4)
+            total_s, first_token_s = (0.4, 5.0) if fault == "drip" else (20.0, 0.4)
+            timeouts = Timeouts(connect_s=5, first_token_s=first_token_s, between_s=5, total_s=total_s)
             upstream = Upstream(stand_in.url, timeouts=timeouts)
             await upstream.probe()
-            stand_in.always = "drip"  # it writes, and does not end
-            from chat_app.serving.deadlines import Waits
-
+            stand_in.always = fault
             for _ in range(6):
-                with pytest.raises(EngineError, match="not finished within"):
-                    async for _ in upstream.stream("base-model", asked("U"), Sampling(max_tokens=4000), Waits()):
+                with pytest.raises(EngineError, match=said) as caught:
+                    async for _ in upstream.stream("base-model", messages, Sampling(max_tokens=4000), Waits()):
                         pass
+                assert caught.value.by_length  # type: ignore[attr-defined]
             assert not upstream.breaker.is_open
 
     asyncio.run(run())
