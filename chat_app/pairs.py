@@ -64,7 +64,8 @@ def sentence_after_edit(untaught: Untaught | None, *, judges: bool = False) -> s
         return f"{only} {kept}"
     if untaught is not None:
         return f"Saved, but it does not teach: the answer was cut off, or your version says the same. {kept}"
-    return f"Saved: {'new versions are judged by your version' if judges else 'your version teaches'}. {kept}"
+    measured = " by what it asks of others: this question is held out, so new versions are judged by it"
+    return f"Saved: your version teaches{measured if judges else ''}. {kept}"
 
 
 def sentence_after_rating(untaught: Untaught | None) -> str:

@@ -86,7 +86,7 @@ def retrain(server: Server) -> tuple[dict[str, float], dict[str, Any]]:
     judged = time.monotonic()
     if run["state"] != "finished":
         raise SystemExit(f"The run is {run['state']}: {run['error']}")
-    server.post(f"/v1/versions/{run['version']}/promote", {"reason": "measured"})
+    server.post(f"/v1/versions/{run['version']}/promote", {"reason": "measured", "force": True})
     promoted = time.monotonic()
     answer = server.chat("Why is the sky blue?", max_tokens=1)
     if answer["model"] != run["version"]:

@@ -313,7 +313,7 @@ def test_a_choice_says_what_it_cannot_undo() -> None:
 
     assert sentence_after_choice(teach=False, begun=False) == "Nothing of this conversation will teach."
     assert "keeps what it learned" in sentence_after_choice(teach=False, begun=True)
-    assert sentence_after_edit(None, judges=True).startswith("Saved: new versions are judged by your version.")
+    assert "held out, so new versions are judged by it" in sentence_after_edit(None, judges=True)
 
 
 # --- promotion against the evidence ----------------------------------------------------------------------------------
