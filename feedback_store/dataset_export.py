@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from feedback_store.bounded import load_json
 from feedback_store.dataset_card import MANIFEST, PART_FILE, PARTS, PREFERENCE_FOLDER, UNPAIRED_FOLDER, dataset_card
 from feedback_store.durable import sha256_of, sync
 from feedback_store.errors import Conflict, InvalidRecord, NotEnoughPreferences, StoreDamaged
@@ -115,7 +116,7 @@ def load_dataset_files(directory: Path) -> DatasetFiles:
     Raises ``Conflict`` where the folder is no data set of ours, holds other files, or its rows were changed.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = load_json(directory / MANIFEST)
         if (manifest["kind"], manifest["format"]) != (_KIND, _FORMAT):
             raise _foreign(directory, f"its {MANIFEST} is of another kind or version")
         described = {CARD: manifest["files"][CARD], **manifest["files"]}

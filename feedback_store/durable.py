@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from feedback_store.bounded import load_json
+
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, atomically and synced to disk."""
@@ -32,9 +34,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None when the file is not there."""
+    """The JSON object in `path`, or None when the file is not there. Raises ValueError for one that is too large."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except FileNotFoundError:
         return None
     if not isinstance(value, dict):

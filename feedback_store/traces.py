@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feedback_store.bounded import load_json
 from feedback_store.durable import write_json
 
 MARK = "[erased]"
@@ -143,7 +144,7 @@ def blank_lines(path: Path, traces: Traces) -> bool:
 def mend_json(path: Path, traces: Traces) -> bool:
     """Put a mark in the place of every text in a JSON file that holds a trace; whether there was one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except ValueError:
         return blank_lines(path, traces)
     mended = _mended(value, traces)
