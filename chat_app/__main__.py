@@ -57,6 +57,7 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
 }
 
 
+SWEEP_EVERY_S = 600.0
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -64,6 +65,7 @@ def open_store(settings: Settings) -> FeedbackStore:
     """Open the data directory's store. Raises CannotServe or StoreError with what is wrong."""
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        (settings.data_dir / "imports").mkdir(exist_ok=True)
         tighten(settings.data_dir)
     except OSError as error:
         raise CannotServe(
@@ -162,6 +164,7 @@ def create_application(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(operations.data.finish_erasures)
+        sweeping = asyncio.create_task(_sweep(operations))
         if settings.engine != "remote":  # another's model server is not ours to end
             room.supervisor.lender = EngineLender(operations)
         room.supervisor.on_end = operations.proposals.wake
@@ -177,8 +180,9 @@ def create_application(
         finally:
             starting.cancel()
             deciding.cancel()
+            sweeping.cancel()
             operations.scheduling.stop()
-            await asyncio.gather(starting, watching, deciding, return_exceptions=True)
+            await asyncio.gather(starting, watching, deciding, sweeping, return_exceptions=True)
             await asyncio.to_thread(room.supervisor.stop)
             await operations.close()
 
@@ -188,6 +192,13 @@ def create_application(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_NAMES, settings.host], www_redirect=False)
     app.add_api_route("/admin", lambda: RedirectResponse("/admin/"), include_in_schema=False)
     return mount_pages(app, operations, (refusals.TrainerError,))
+
+
+async def _sweep(operations: Operations) -> None:
+    """Remove uploads that nobody took, from the start on."""
+    while True:
+        await asyncio.to_thread(operations.data.remove_expired_uploads)
+        await asyncio.sleep(SWEEP_EVERY_S)
 
 
 def _announce(settings: Settings, url: str, as_json: bool) -> None:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from chat_app.gates import Gates
 from chat_app.settings import Settings
 from feedback_store.errors import NotFound
 from feedback_store.gold import FILE, GoldPair, load_gold
@@ -42,7 +43,8 @@ class RaterJudge(Protocol):
 class RaterOperations:
     """What a button, a command and a route do about raters. `rater`: who asks, until accounts exist."""
 
-    def __init__(self, settings: Settings, store: FeedbackStore, judge: RaterJudge, rater: str) -> None:
+    def __init__(self, settings: Settings, store: FeedbackStore, judge: RaterJudge, rater: str, gates: Gates) -> None:
+        self._gates = gates
         self._settings = settings
         self._store = store
         self._judge = judge
@@ -104,6 +106,10 @@ class RaterOperations:
 
     def raters(self) -> dict[str, Any]:
         """Everybody: what they did, how far one can rely on them, what looks suspicious; those who do, first."""
+        with self._gates.counting:
+            return self._counted()
+
+    def _counted(self) -> dict[str, Any]:
         tallies, standing = self._store.rater_tallies(), self._store.standing()
         judgements = judgements_of(self._store.training_rows())
         agreed, found = agreement_with_others(judgements), reliabilities(judgements, standing.gold)

@@ -22,6 +22,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -135,6 +136,7 @@ def _erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Era
         # Listed after a backup that was being made has come to its end.
         _erase_in_databases(_other_databases(data_dir, database.path), job, erasing, data_dir)
         _erase_snapshots(data_dir / "snapshots", job, traces, path, now)
+        _erase_uploads(data_dir / "uploads", job)
         _erase_in_files(data_dir, database.path, job, traces)
         versions, runs = _learned_from(data_dir, job.snapshots)
         _finish(path)
@@ -297,6 +299,14 @@ def _epitaph(snapshot: Path, now: datetime) -> dict[str, Any]:
     }
 
 
+def _erase_uploads(directory: Path, job: _Job) -> None:
+    """Everything that was uploaded goes, looked at or not: it is there for a moment only, and may be anything."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        _note(job.files, f"{directory.name}/{path.name}")
+        with suppress(FileNotFoundError):  # its import has just ended
+            _remove(path)
+
+
 def _erase_in_files(data_dir: Path, store_path: Path, job: _Job, traces: Traces) -> None:
     exports = data_dir / "exports"
     for path in _searched(data_dir, store_path):
@@ -401,7 +411,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _remove(path: Path) -> bool:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
