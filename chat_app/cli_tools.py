@@ -48,7 +48,7 @@ def connected(as_json: bool, *, with_trainer: bool = False) -> "Iterator[Client]
 
 @contextmanager
 def readable(given: str, as_json: bool) -> "Iterator[str]":
-    """What a request may call a file of the person's: a copy that the server can read; anything else as it was given."""
+    """What a request may call a file of the person's: a copy that the server can read; all else is as it was given."""
     from chat_app.named_folders import NamedFolders, lent
 
     path = Path(given).expanduser()

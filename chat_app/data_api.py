@@ -7,7 +7,7 @@ Where it sits: at the edge, beside `api.py`, which mounts them. A route checks t
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,6 +52,12 @@ class UploadOptions(Strict):
         return Choices(rejected=self.rejected, score=self.score, seed=self.seed)
 
 
+class UploadBody(UploadOptions):
+    """An import of a file that is sent."""
+
+    file: UploadFile
+
+
 class ImportBody(UploadOptions):
     """An import by name: `source` is a file in a folder that is named for it, or a hub id."""
 
@@ -59,7 +65,7 @@ class ImportBody(UploadOptions):
 
 
 class DatasetBody(Strict):
-    """`out` names a folder in `exports` of the data directory; `push` a data set on the hub, private unless `public`."""
+    """`out` names a folder in `exports` of the data directory, `push` a data set on the hub (private or `public`)."""
 
     out: Location | None = None
     raters: Literal["keep", "hash", "drop"] = "hash"
@@ -130,8 +136,8 @@ def data_routes(data: DataOperations) -> APIRouter:
         """
         return _imported(data.import_preferences(body.source, body.format, body.choices))
 
-    def upload(file: Annotated[UploadFile, File()], options: Annotated[UploadOptions, Form()]) -> dict[str, Any]:
-        return _imported(data.import_upload(file.file, file.filename, options.format, options.choices))
+    def upload(sent: Annotated[UploadBody, Form()]) -> dict[str, Any]:
+        return _imported(data.import_upload(sent.file.file, sent.file.filename, sent.format, sent.choices))
 
     # In front of the other: a request with a form is its own, and no other one is.
     uploads = _form_route(data.gates.importing.check if data else lambda: None)("/v1/imports", upload, methods=["POST"])

@@ -536,8 +536,8 @@ class Operations:
                 named = ", ".join(self._trainer.benchmark_names())
                 raise Refused(
                     400,
-                    f"There is no benchmark {benchmark[:200]!r}. There are {named}, a hub id, and the files in "
-                    f"{self.settings.data_dir / BENCHMARKS}: put yours there, or name it to `zloop evaluate`.",
+                    f"There is no benchmark {benchmark[:200]!r}. The named ones are {named}; else name a data set on "
+                    f"the hub, or a file in {self.settings.data_dir / BENCHMARKS}. `zloop evaluate` takes any file.",
                 )
             benchmark = str(found)
         with self.gates.evaluating:

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -328,7 +329,7 @@ def _erase_in_files(data_dir: Path, store_path: Path, job: _Job, traces: Traces)
 
 
 def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
-    """The files that may hold a person's words as text. Links are not followed."""
+    """The files that may hold a person's words as text. Links are not followed, pipes not read."""
     manifests = {data_dir / "versions", data_dir / "snapshots"}
     for folder, names, files in os.walk(data_dir):
         names[:] = sorted(set(names) - _UNSEARCHED)
@@ -336,8 +337,13 @@ def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
             is_database = path.suffix == ".duckdb" or path.name.startswith(store_path.name)
             is_manifest = path.name == "manifest.json" and path.parent.parent in manifests
             is_job = path.name.startswith(".erasing-")
-            if not (is_database or is_manifest or is_job or path.suffix in _WEIGHTS or path.is_symlink()):
+            if not (is_database or is_manifest or is_job or path.suffix in _WEIGHTS or not _is_regular(path)):
                 yield path
+
+
+def _is_regular(path: Path) -> bool:
+    """No link, and no pipe or device, which would be read for ever."""
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _restate(manifest: Path) -> None:
