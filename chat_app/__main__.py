@@ -6,13 +6,12 @@ is handed on; nothing is global.
 
 import asyncio
 import json
-import logging
 import os
 import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, redirect_stderr
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,15 +20,18 @@ from typing import Any
 import trainer.errors as refusals
 from chat_app.client import announce, find_server, withdraw
 from chat_app.engines import CannotServe, base_model, engine_builder, remote_builder
-from chat_app.logs import Sparing
+from chat_app.log_lines import Aside, write_log_lines
+from chat_app.named_folders import UPLOADS
 from chat_app.operations import Operations
 from chat_app.serving.engine import EngineError
 from chat_app.settings import Settings, SettingsError, load_settings
 from chat_app.trainer_room import TrainerRoom
 from feedback_store import snapshots
-from feedback_store.backup import list_backups, verify_backup
+from feedback_store.backup import files_of, list_backups, verify_backup
 from feedback_store.errors import StoreError
+from feedback_store.private_files import new_files_private, tighten
 from feedback_store.store import FeedbackStore
+from feedback_store.unlisted import strangers, unlisted
 from trainer import schedule
 from trainer.command import Launch
 from trainer.launchers import launcher_for
@@ -55,14 +57,18 @@ TRAINER_STATUSES: Mapping[type[Exception], int] = {
 }
 
 
+SWITCH_S = 0.001
+"""An import computes for minutes: how long a pick waits for its turn, each time that it needs one; 5 ms by default."""
+SWEEP_EVERY_S = 600.0
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
-UPLOADS = "uploads"
 
 
 def open_store(settings: Settings) -> FeedbackStore:
     """Open the data directory's store. Raises CannotServe or StoreError with what is wrong."""
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        (settings.data_dir / "imports").mkdir(exist_ok=True)
+        tighten(settings.data_dir)
     except OSError as error:
         raise CannotServe(
             f"The data directory {settings.data_dir} cannot be made or used ({error.strerror}). "
@@ -105,12 +111,10 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
     """Serve until interrupted; answers that were begun are finished first. Raises CannotServe."""
     from chat_app.server import Server
 
+    new_files_private()
     _keep_to_ourselves()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(Sparing())
-    for chatty in ("httpx", "httpcore", "httpx2", "httpcore2"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    write_log_lines()
+    sys.setswitchinterval(SWITCH_S)
     url = f"http://{settings.host}:{settings.port}"
     running = find_server(settings.data_dir)
     if running is not None:
@@ -125,7 +129,8 @@ def serve(settings: Settings, *, as_json: bool = False) -> None:
 
             app = create_application(settings, store, lambda: _announce(settings, url, as_json), give_up)
             server = Server(app, app.state.operations.drain)
-            server.run(sockets=[listener])
+            with redirect_stderr(Aside(sys.stderr)):
+                server.run(sockets=[listener])
             if failures:
                 raise CannotServe(f"The server could not start: {failures[0]}") from failures[0]
             if server.force_exit:
@@ -170,6 +175,7 @@ def create_application(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(operations.data.finish_erasures)
+        sweeping = asyncio.create_task(_sweep(operations))
         if settings.engine != "remote":  # another's model server is not ours to end
             room.supervisor.lender = EngineLender(operations)
         room.supervisor.on_end = operations.proposals.wake
@@ -185,8 +191,9 @@ def create_application(
         finally:
             starting.cancel()
             deciding.cancel()
+            sweeping.cancel()
             operations.scheduling.stop()
-            await asyncio.gather(starting, watching, deciding, return_exceptions=True)
+            await asyncio.gather(starting, watching, deciding, sweeping, return_exceptions=True)
             await asyncio.to_thread(room.supervisor.stop)
             await operations.close()
 
@@ -204,6 +211,13 @@ async def _redirect(target: str, _: Any) -> Any:
     from starlette.responses import RedirectResponse
 
     return RedirectResponse(target)
+
+
+async def _sweep(operations: Operations) -> None:
+    """Remove uploads that nobody took, from the start on."""
+    while True:
+        await asyncio.to_thread(operations.data.remove_expired_uploads)
+        await asyncio.sleep(SWEEP_EVERY_S)
 
 
 def _announce(settings: Settings, url: str, as_json: bool) -> None:
@@ -227,31 +241,55 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def verify_all(settings: Settings) -> tuple[list[str], list[str]]:
-    """Re-derive the hashes of every snapshot, version and backup: (sentences about what is wrong, names checked)."""
-    from trainer.versions import Versions
+    """Re-derive the hashes of every snapshot, version and backup, and look for what no manifest lists.
 
+    Returns sentences about what is wrong, and the names of what was checked.
+    """
+    parts = (_verified_snapshots, _verified_versions, _verified_backups)
+    found = [
+        part(settings.data_dir / name) for name, part in zip(("snapshots", "versions", "backups"), parts, strict=True)
+    ]
+    return [one for problems, _ in found for one in problems], [one for _, checked in found for one in checked]
+
+
+def _verified_snapshots(directory: Path) -> tuple[list[str], list[str]]:
     problems: list[str] = []
-    checked: list[str] = []
-    for manifest in sorted((settings.data_dir / "snapshots").glob("*/manifest.json")):
-        checked.append(f"snapshot {manifest.parent.name}")
+    names = sorted(path.parent.name for path in directory.glob("*/manifest.json") if not path.parent.is_symlink())
+    for name in names:
         try:
-            snapshots.verify(snapshots.load_snapshot(manifest.parent))
+            snapshot = snapshots.load_snapshot(directory / name)
+            snapshots.verify(snapshot)
+            problems += unlisted(directory / name, snapshot.files)
         except StoreError as error:
             problems.append(str(error))
-    versions = Versions(settings.data_dir / "versions")
-    for name in versions.names():
-        checked.append(f"version {name}")
+    epitaphs = [path.name for path in directory.glob("*.erased.json") if path.is_file() and not path.is_symlink()]
+    return problems + strangers(directory, {*names, *epitaphs}), [f"snapshot {name}" for name in names]
+
+
+def _verified_versions(directory: Path) -> tuple[list[str], list[str]]:
+    from trainer.versions import MANIFEST, Versions
+
+    problems: list[str] = []
+    versions = Versions(directory)
+    names = [name for name in versions.names() if not (directory / name).is_symlink()]
+    for name in names:
         try:
-            versions.verify(name)
+            problems += unlisted(directory / name, {MANIFEST, *versions.verify(name).files})
         except refusals.TrainerError as error:
             problems.append(str(error))
-    for backup in list_backups(settings.data_dir / "backups"):
-        checked.append(f"backup {backup.path.name}")
+    return problems + strangers(directory, names), [f"version {name}" for name in names]
+
+
+def _verified_backups(directory: Path) -> tuple[list[str], list[str]]:
+    problems: list[str] = []
+    backups = list_backups(directory)
+    for backup in backups:
         try:
             verify_backup(backup.path)
         except StoreError as error:
             problems.append(str(error))
-    return problems, checked
+    ours = {name for backup in backups for name in files_of(backup)}
+    return problems + strangers(directory, ours), [f"backup {backup.path.name}" for backup in backups]
 
 
 def diagnose(settings: Settings) -> list[dict[str, Any]]:

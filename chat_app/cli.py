@@ -15,6 +15,7 @@ from chat_app import data_cli, evaluation_cli, proposal_cli, raters_cli, schedul
 from chat_app.cli_tools import Json, connected, refuse, settings, show
 from chat_app.proposal_cli import By
 from chat_app.settings import settings_table
+from feedback_store.private_files import new_files_private
 
 if TYPE_CHECKING:
     from chat_app.client import Client
@@ -50,6 +51,7 @@ app.add_typer(raters_cli.app)
 
 def main() -> None:
     """Entry point of the `zloop` command."""
+    new_files_private()
     app()
 
 

@@ -6,6 +6,7 @@ Used by `cli.py` and `data_cli.py`.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -43,6 +44,26 @@ def connected(as_json: bool, *, with_trainer: bool = False) -> "Iterator[Client]
         refuse(str(error), as_json)
     except httpx.HTTPError as error:
         refuse(f"The server did not answer ({type(error).__name__}). Try again, or look at its log.", as_json)
+
+
+@contextmanager
+def readable(given: str, as_json: bool) -> "Iterator[str]":
+    """What a request may call a file of the person's: a copy that the server can read; all else is as it was given."""
+    from chat_app.named_folders import NamedFolders, lent
+
+    path = Path(given).expanduser()
+    chosen = settings(as_json)
+    if not path.is_file():
+        yield given
+        return
+    if NamedFolders(chosen.import_folders).file(str(path.absolute())):
+        yield str(path.absolute())
+        return
+    try:
+        with lent(chosen.data_dir, path) as copy:
+            yield str(copy)
+    except OSError as error:
+        refuse(f"{path} cannot be read ({error.strerror or error}). Look at its rights, and at the disk.", as_json)
 
 
 def show(body: dict[str, Any], as_json: bool, text: str, stream: Any = None) -> None:

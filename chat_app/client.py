@@ -17,6 +17,7 @@ import httpx
 import psutil
 
 from chat_app.settings import Settings
+from feedback_store.bounded import load_json
 
 ANNOUNCEMENT = "server.json"
 IN_PROCESS = "http://zloop.in-process"
@@ -67,7 +68,7 @@ def withdraw(data_dir: Path) -> None:
 def find_server(data_dir: Path) -> RunningServer | None:
     """The server that owns `data_dir`, or None where none is alive."""
     try:
-        server = RunningServer(**json.loads((data_dir / ANNOUNCEMENT).read_text()))
+        server = RunningServer(**load_json(data_dir / ANNOUNCEMENT))
     except (OSError, ValueError, TypeError):
         return None
     return server if server.is_alive else None

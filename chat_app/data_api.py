@@ -4,19 +4,33 @@ Where it sits: at the edge, beside `api.py`, which mounts them. A route checks t
 `DataOperations`.
 """
 
+from collections.abc import Callable, Coroutine
 from itertools import chain, islice
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Form, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.routing import Match
+from starlette.types import Scope
 
 from chat_app.data import DataOperations
 from chat_app.fields import Flag
 from feedback_store.importers.pairs import Choices
+from feedback_store.records import ImportResult
 
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 Location = Annotated[str, Field(min_length=1, max_length=4_096)]
+FORM = "multipart/form-data"
+UPLOAD = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        **{name: {"type": "string"} for name in ("format", "rejected", "score", "seed")},
+    },
+}
 MEDIA_TYPES = {"trl": "application/x-ndjson", "kto": "application/x-ndjson", "csv": "text/csv"}
 _LINES: dict[str, Any] = {media_type: {"schema": {"type": "string"}} for media_type in MEDIA_TYPES.values()}
 
@@ -31,18 +45,34 @@ class Nothing(Strict):
     """An empty body."""
 
 
-class ImportBody(Strict):
+class UploadOptions(Strict):
     """`rejected`, `score` and `seed` are about raw UltraFeedback only, which has four answers to each prompt."""
 
-    source: Location
     format: Annotated[str, Field(max_length=60)] = "auto"
     rejected: Literal["random", "worst"] = "random"
     score: Literal["ratings", "overall_score"] = "ratings"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    @property
+    def choices(self) -> Choices:
+        """What the store is told."""
+        return Choices(rejected=self.rejected, score=self.score, seed=self.seed)
+
+
+class UploadBody(UploadOptions):
+    """An import of a file that is sent."""
+
+    file: UploadFile
+
+
+class ImportBody(UploadOptions):
+    """An import by name: `source` is a file in a folder that is named for it, or a hub id."""
+
+    source: Location
+
 
 class DatasetBody(Strict):
-    """`out` is a folder on the server's machine; `push` a data set on the hub, private unless `public`."""
+    """`out` names a folder in `exports` of the data directory, `push` a data set on the hub (private or `public`)."""
 
     out: Location | None = None
     raters: Literal["keep", "hash", "drop"] = "hash"
@@ -65,25 +95,61 @@ class QueryBody(Strict):
     limit_s: Annotated[float, Field(gt=0, le=60)] = 10.0
 
 
+def _imported(result: ImportResult) -> dict[str, Any]:
+    return {
+        "import_id": result.import_id,
+        "imported": result.imported,
+        "unpaired": result.unpaired,
+        "duplicates": result.duplicates,
+        "skipped": dict(result.skipped),
+        "examples": {reason: list(numbers) for reason, numbers in result.examples.items()},
+        "format": result.format,
+        "why": result.why,
+    }
+
+
+def _form_route(check: Callable[[], None]) -> type[APIRoute]:
+    """A route for requests with a form alone. `check` may refuse one before its file is read."""
+
+    class FormRoute(APIRoute):
+        def matches(self, scope: Scope) -> tuple[Match, Scope]:
+            kind = next((value for name, value in scope.get("headers", ()) if name == b"content-type"), b"")
+            return super().matches(scope) if kind.lower().startswith(FORM.encode()) else (Match.NONE, {})
+
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def limited(request: Request) -> Response:
+                check()
+                # Kept with the request, which is not parsed a second time: a thousand fields of 1 MB are the default.
+                async with request.form(max_files=1, max_fields=8, max_part_size=10_000):
+                    return await handle(request)
+
+            return limited
+
+    return FormRoute
+
+
 def data_routes(data: DataOperations) -> APIRouter:
     """Every route of the data."""
     router = APIRouter(prefix="/v1", tags=["data"])
 
-    @router.post("/imports")
+    @router.post("/imports", openapi_extra={"requestBody": {"content": {FORM: {"schema": UPLOAD}}}})
     def import_(body: ImportBody) -> dict[str, Any]:
-        """Import preferences from a file on the server or a hub id; all or nothing."""
-        choices = Choices(rejected=body.rejected, score=body.score, seed=body.seed)
-        result = data.import_preferences(body.source, body.format, choices)
-        return {
-            "import_id": result.import_id,
-            "imported": result.imported,
-            "unpaired": result.unpaired,
-            "duplicates": result.duplicates,
-            "skipped": dict(result.skipped),
-            "examples": {reason: list(numbers) for reason, numbers in result.examples.items()},
-            "format": result.format,
-            "why": result.why,
-        }
+        """Import preferences, all or nothing; one import at a time: 429 with Retry-After beside another.
+
+        As JSON: `source` is a hub id, or a file in a folder that is named for it (ZLOOP_IMPORT_DIRS). As
+        multipart/form-data: the file itself, as `file`, and perhaps `format`, `rejected`, `score`, `seed`.
+        """
+        return _imported(data.import_preferences(body.source, body.format, body.choices))
+
+    def upload(sent: Annotated[UploadBody, Form()]) -> dict[str, Any]:
+        return _imported(data.import_upload(sent.file.file, sent.file.filename, sent.format, sent.choices))
+
+    # In front of the other: a request with a form is its own, and no other one is.
+    uploads = _form_route(data.gates.importing.check if data else lambda: None)("/v1/imports", upload, methods=["POST"])
+    uploads.include_in_schema = False
+    router.routes.insert(0, uploads)
 
     @router.get("/imports")
     def imports() -> dict[str, Any]:

@@ -7,10 +7,11 @@ data directory itself.
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 
-from chat_app.cli_tools import Json, connected, refuse, settings, show
+from chat_app.cli_tools import Json, connected, readable, refuse, settings, show
 
 app = typer.Typer()
 
@@ -37,15 +38,9 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Import preferences. All or nothing; the same file twice changes nothing."""
-    path = Path(source).expanduser()
-    body = {
-        "source": str(path.absolute()) if path.exists() else source,
-        "format": format_,
-        "rejected": rejected,
-        "score": score,
-        "seed": seed,
-    }
-    with connected(as_json) as client, _progress_bar(as_json) as bar:
+    _require_source(source, as_json)
+    body = {"format": format_, "rejected": rejected, "score": score, "seed": seed}
+    with connected(as_json) as client, readable(source, as_json) as body["source"], _progress_bar(as_json) as bar:
         result = client.watch("POST", "/v1/imports", body, "/v1/imports", lambda seen: _advance(bar, seen["active"]))
     skipped = ", ".join(f"{count} {reason}" for reason, count in result["skipped"].items()) or "none"
     examples = "".join(
@@ -58,6 +53,16 @@ def import_(
         f"Imported {result['imported']} preferences from {source} (format {result['format']}: {result['why']}); "
         f"{result['duplicates']} were there already; skipped: {skipped}.{examples if show_skipped else ''}",
     )
+
+
+def _require_source(source: str, as_json: bool) -> None:
+    from feedback_store.importers.sources import is_hub_id
+
+    path = Path(source).expanduser()
+    if not path.is_file() and (path.exists() or not is_hub_id(source)):
+        why = "it is a folder. Name one file in it." if path.is_dir() else "there is no such file. "
+        more = "" if path.is_dir() else "Give a path, or owner/name of a data set on the hub."
+        refuse(f"Nothing was imported from {source}: {why}{more}", as_json)
 
 
 @app.command()
@@ -73,9 +78,18 @@ def export(
 ) -> None:
     """Write every preference to a file, or to a folder that the datasets library opens."""
     if format_ == "dataset":
-        body = {"out": str(out.absolute()) if out else None, "raters": raters, "push": push, "public": public}
+        body = {
+            "out": None if out is None else f"to-deliver-{uuid4().hex}",
+            "raters": raters,
+            "push": push,
+            "public": public,
+        }
         with connected(as_json) as client:
+            if out is not None:
+                _check_delivery(out, as_json)
             result = client.request("POST", "/v1/datasets", body)
+            if out is not None:
+                result["directory"] = _delivered(Path(result["directory"]), out, as_json)
         rows = ", ".join(f"{name} {count}" for name, count in result["rows"].items())
         pushed = f" Pushed to {result['url']}." if result["url"] else ""
         show(result, as_json, f"Wrote {result['directory']} ({rows}).{pushed}")
@@ -91,6 +105,27 @@ def export(
     except OSError as error:
         refuse(f"{out} could not be written: {error.strerror}. Choose a file in a directory that exists.", as_json)
     show({"out": str(out), "bytes": len(text.encode())}, as_json, f"Wrote {out} ({len(text.encode())} bytes).")
+
+
+def _check_delivery(out: Path, as_json: bool) -> None:
+    from feedback_store.dataset_export import refuse_to_replace
+    from feedback_store.errors import Conflict
+
+    try:
+        refuse_to_replace(out.absolute())
+    except Conflict as error:
+        refuse(str(error), as_json)
+
+
+def _delivered(made: Path, out: Path, as_json: bool) -> str:
+    """A data set that the server made, where the person wants it: with their own rights, not the server's."""
+    from feedback_store.dataset_export import deliver_dataset
+    from feedback_store.errors import StoreError
+
+    try:
+        return str(deliver_dataset(made, out.absolute()).directory)
+    except StoreError as error:
+        refuse(str(error), as_json)
 
 
 @app.command()

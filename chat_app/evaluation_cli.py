@@ -1,12 +1,11 @@
 """The commands of judging: `zloop evaluate VERSION [--benchmark mt-bench]`, `zloop compare`. Mounted by `cli.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from chat_app.cli_tools import Json, connected, show
+from chat_app.cli_tools import Json, connected, readable, show
 
 app = typer.Typer()
 COMPARED: dict[str, Callable[[Any], str]] = {
@@ -43,10 +42,8 @@ def evaluate(
             result = client.request("POST", "/v1/evaluations", {"version": version, "against": against})
         said = result["verdict"]["reasons"]
     else:
-        path = Path(benchmark).expanduser()
-        asked = {"benchmark": str(path.absolute()) if path.is_file() else benchmark, "limit": limit}
-        asked |= {"version": version, "against": against, "max_tokens": max_tokens}
-        with connected(as_json) as client:
+        asked = {"limit": limit, "version": version, "against": against, "max_tokens": max_tokens}
+        with connected(as_json) as client, readable(benchmark, as_json) as asked["benchmark"]:
             result = client.request("POST", "/v1/benchmarks", asked)
         said = [*result["sentences"], *(line for one in result["tables"] for line in _table(one))]
     report = [f"Report: {result['report']}"] if result["report"] else []

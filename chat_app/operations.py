@@ -21,12 +21,15 @@ from chat_app.against import Known, is_reason
 from chat_app.answers import ANYBODY, Answers, Asker, Comparison
 from chat_app.baking_watch import Baking, Watch
 from chat_app.data import DataOperations
+from chat_app.gates import Gates
 from chat_app.metrics import Metrics
+from chat_app.named_folders import UPLOADS, NamedFolders
 from chat_app.pairs import WHY_NOT, sentence_after, sentence_after_edit, sentence_after_rating, settle
 from chat_app.policy import NOBODY, POLICY, SCHEDULE, objection, person
 from chat_app.presets import FILE, Preset, load_presets
 from chat_app.proposals import Proposals, Verdicts
 from chat_app.raters import RaterJudge, RaterOperations
+from chat_app.refused import Refused as Refused  # noqa: PLC0414 - the edges take it from here
 from chat_app.scheduling import Book, Scheduling
 from chat_app.serving.engine import NoRoom, Sampling, ServedVersion
 from chat_app.serving.slot import ModelSlot, SlotPaused
@@ -36,6 +39,7 @@ from chat_app.turns import TurnStream
 from chat_app.watching import WatchingOperations
 from feedback_store import practice
 from feedback_store.errors import StoreError
+from feedback_store.importers.sources import is_hub_id
 from feedback_store.people import label_of, named
 from feedback_store.records import (
     BASE_VERSION,
@@ -59,22 +63,8 @@ log = logging.getLogger(__name__)
 TITLE_CHARACTERS = 60
 RATER = "local"
 BLIND_SENTENCE = "Saved, thank you."
+BENCHMARKS = "benchmarks"
 Number = TypeVar("Number", int, float)
-
-
-class Refused(Exception):
-    """A request that cannot be met as things stand; `status` is the HTTP status, the message a sentence for people.
-
-    `param`: what of the request is to blame.
-    """
-
-    def __init__(
-        self, status: int, message: str, *, retry_after_s: int | None = None, param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after_s = retry_after_s
-        self.param = param
 
 
 class NeedsMaintenance(Refused):
@@ -153,6 +143,7 @@ class Trainer(Judge, Verdicts, RaterJudge, Protocol):
     def benchmark(
         self, benchmark: str, version: str, against: str | None, *, limit: int | None = None, max_tokens: int
     ) -> dict[str, Any]: ...
+    def benchmark_names(self) -> Sequence[str]: ...
     def evaluation_report(self, evaluation_id: str) -> Path: ...
     def report(self, run_id: str) -> Path: ...
     def worth(self, champion: str, train_rows: int, new: int, percent_agreement: float | None) -> dict[str, Any]: ...
@@ -258,8 +249,9 @@ class Operations:
         self.metrics.watch(lambda: admission.decoding, lambda: admission.waiting, settings.data_dir)
         self.baking = Baking(settings, store, slot, self.metrics, self._take_back)
         self.answers = Answers(store, slot, RATER, admission, self.metrics, watcher=self.baking)
-        self.data = DataOperations(settings, store, RATER, self._cancel_active)
-        self.watching = WatchingOperations(store, trainer, self.status)
+        self.gates = Gates()
+        self.data = DataOperations(settings, store, RATER, self._cancel_active, self.gates)
+        self.watching = WatchingOperations(store, trainer, self.status, self.gates)
         self.presets = load_presets(settings.data_dir / FILE)
         self._slot = slot
         self.scheduling = Scheduling(
@@ -272,7 +264,7 @@ class Operations:
         self._problem: str | None = None
         self._promoting = asyncio.Lock()
         self._starting = asyncio.Lock()
-        self.raters = RaterOperations(settings, store, trainer, RATER)
+        self.raters = RaterOperations(settings, store, trainer, RATER, self.gates)
         self.trials = TrialOperations(
             store, trainer, self.answers, self._promoting,
             share=settings.trial_share, max_votes=settings.trial_max_votes, rater=RATER,
@@ -534,14 +526,16 @@ class Operations:
         return self._start_run(practice_taste, requested_by=self._id_of(name), **request)
 
     def _start_run(self, practice_taste: str | None = None, **request: Any) -> RunHandle:
-        self._record_practice(practice_taste)
-        return self._trainer.start_run(**request, practice=practice_taste)
+        with self.gates.starting:
+            self._record_practice(practice_taste)
+            return self._trainer.start_run(**request, practice=practice_taste)
 
     def show_command(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
         """The command of the run that `start_run` would start, to run it by hand; nothing is started. Raises as it."""
         request = self.raters.resolved(request)
-        self._record_practice(practice_taste)
-        return self._trainer.prepare_by_hand(**request, practice=practice_taste, requested_by=RATER)
+        with self.gates.starting:
+            self._record_practice(practice_taste)
+            return self._trainer.prepare_by_hand(**request, practice=practice_taste, requested_by=RATER)
 
     def command(self, run_id: str) -> dict[str, Any]:
         """How the training of a run is started: line, accelerate's configuration, recipe."""
@@ -554,8 +548,9 @@ class Operations:
     def preflight(self, *, practice_taste: str | None = None, **request: Any) -> dict[str, Any]:
         """What a run would take, and whether it fits; nothing is started. Raises what `start_run` raises."""
         request = self.raters.resolved(request)
-        self._record_practice(practice_taste)
-        return self._trainer.preflight(**request, practice=practice_taste)
+        with self.gates.starting:
+            self._record_practice(practice_taste)
+            return self._trainer.preflight(**request, practice=practice_taste)
 
     def cancel_run(self, run_id: str) -> RunHandle:
         """Stop a run."""
@@ -597,21 +592,44 @@ class Operations:
 
     def freeze(self, recipe: str | None = None) -> Snapshot:
         """Freeze the present preferences as a recipe mixes them. Raises NotEnoughPreferences."""
-        return self._trainer.snapshot(recipe)
+        with self.gates.freezing:
+            return self._trainer.snapshot(recipe)
 
     def evaluate(self, version: str, against: str | None) -> dict[str, Any]:
         """Compare `version` with `against` (default: the champion) on held-out pairs."""
-        return self._named(self._trainer.evaluate(version, against or self.champion()))
+        with self.gates.evaluating:
+            return self._named(self._trainer.evaluate(version, against or self.champion()))
 
     def benchmark(
         self, benchmark: str, version: str, against: str | None, *, limit: int | None, max_tokens: int
     ) -> dict[str, Any]:
-        """Ask a benchmark (a name, a file or a hub id) of one version or two: its numbers, sentences and tables."""
-        return self._trainer.benchmark(benchmark, version, against, limit=limit, max_tokens=max_tokens)
+        """Ask a benchmark of one version or two: its numbers, sentences and tables.
+
+        `benchmark`: a name, a hub id, or a file in `data/benchmarks/`. Raises Refused for any other file.
+        """
+        if benchmark not in self._trainer.benchmark_names() and not is_hub_id(benchmark):
+            folders = NamedFolders([self.settings.data_dir / BENCHMARKS, self.settings.data_dir / UPLOADS])
+            found = folders.file(benchmark)
+            if found is None:
+                named = ", ".join(self._trainer.benchmark_names())
+                raise Refused(
+                    400,
+                    f"There is no benchmark {benchmark[:200]!r}. The named ones are {named}; else name a data set on "
+                    f"the hub, or a file in {self.settings.data_dir / BENCHMARKS}. `zloop evaluate` takes any file.",
+                )
+            benchmark = str(found)
+        with self.gates.evaluating:
+            return self._trainer.benchmark(benchmark, version, against, limit=limit, max_tokens=max_tokens)
 
     def compare_with_base(self, versions: Sequence[str]) -> dict[str, Any]:
         """Each of `versions` against the base on the same held-out pairs: {"rows", "snapshots"}."""
-        return self._trainer.compare_with_base(versions)
+        with self.gates.evaluating:
+            return self._trainer.compare_with_base(versions)
+
+    def strength(self) -> dict[str, Any]:
+        """The strength of every version from all blind picks, and whether it is getting better."""
+        with self.gates.counting:
+            return self.trials.strength()
 
     # --- versions --------------------------------------------------------------------------------------------------
 
@@ -790,8 +808,9 @@ class Operations:
     async def serve_beside(self, version: str) -> tuple[str, ...]:
         """Serve a version beside the champion, for who asks for it by name; returns all that are served."""
         slot = self.answers.slot
-        served = await asyncio.to_thread(self._trainer.served, version)
-        await slot.serve_beside(served)
+        with self.gates.loading:
+            served = await asyncio.to_thread(self._trainer.served, version)
+            await slot.serve_beside(served)
         return slot.versions
 
     async def release(self, version: str) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from chat_app.settings import SettingsError
+from feedback_store.bounded import load_yaml
 
 FILE = "presets.yaml"
 LONGEST_SYSTEM_PROMPT = 20_000
@@ -42,15 +42,13 @@ def load_presets(path: Path) -> Mapping[str, Preset]:
     Raises SettingsError with a sentence that names what is wrong and where.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        values = load_yaml(path) or {}
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{path} cannot be read: {error}. Mend it or remove it.") from error
     try:
-        return _PRESETS.validate_python(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+        return _PRESETS.validate_python(values)
     except ValidationError as error:
         raise SettingsError(f"{path}: {' '.join(_sentence(detail) for detail in error.errors())}") from None
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from chat_app.gates import Gates
 from chat_app.settings import Settings
 from feedback_store.agreement import agreement, decided
 from feedback_store.errors import NotFound
@@ -44,7 +45,8 @@ class RaterJudge(Protocol):
 class RaterOperations:
     """What a button, a command and a route do about raters. `rater`: who asks, until accounts exist."""
 
-    def __init__(self, settings: Settings, store: FeedbackStore, judge: RaterJudge, rater: str) -> None:
+    def __init__(self, settings: Settings, store: FeedbackStore, judge: RaterJudge, rater: str, gates: Gates) -> None:
+        self._gates = gates
         self._settings = settings
         self._store = store
         self._judge = judge
@@ -115,6 +117,10 @@ class RaterOperations:
 
         `agreement` is what `DataOperations.agreement` says, of the same words.
         """
+        with self._gates.counting:
+            return self._counted()
+
+    def _counted(self) -> dict[str, Any]:
         tallies, standing = self._store.rater_tallies(), self._store.standing()
         votes, labels = self._store.votes(), self._store.labels()
         judgements = decided(votes)

@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                log_config=None,
+                log_config=None,  # the composition root says how a line looks
                 log_level="warning",
                 timeout_graceful_shutdown=TASKS_S,
                 ws="none",

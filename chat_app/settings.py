@@ -103,6 +103,13 @@ class Settings(BaseModel):
     ] = None
     judge_model: Annotated[str | None, Field(description="Benchmarks: the judging model's name on that server.")] = None
     judge_token: Annotated[SecretStr | None, Field(description="Benchmarks: that server's API key.")] = None
+    import_dirs: Annotated[
+        str,
+        Field(
+            description="Folders whose files a request may import by name, with a colon between; empty: `imports` in "
+            "the data directory."
+        ),
+    ] = ""
     retrain_every: Annotated[
         int,
         Field(
@@ -199,6 +206,12 @@ class Settings(BaseModel):
     scripted_delay_s: Annotated[
         float, Field(ge=0, le=10, description="Seconds between two words of the `scripted` engine.")
     ] = 0.0
+
+    @property
+    def import_folders(self) -> list[Path]:
+        """The folders whose files may be imported by name."""
+        named = [Path(one).expanduser().absolute() for one in self.import_dirs.split(os.pathsep) if one.strip()]
+        return named or [self.data_dir / "imports"]
 
     @property
     def launcher_options(self) -> dict[str, str]:

@@ -22,7 +22,7 @@ from feedback_store.records import BASE_VERSION, Comparisons, UnpairedPreference
 from feedback_store.store import FeedbackStore
 from trainer.benchmarks.bench import Asked
 from trainer.benchmarks.judge import Judge
-from trainer.benchmarks.questions import ALPACA_EVAL
+from trainer.benchmarks.questions import ALPACA_EVAL, SOURCES
 from trainer.benchmarks.words import tables
 from trainer.comparison_table import table
 from trainer.credits import credits_of
@@ -306,6 +306,10 @@ class TrainerRoom:
         result = self.supervisor.benchmark(Asked(benchmark, version, against, limit, max_tokens))
         shown = {key: value for key, value in result.items() if key not in ("graded", "compared")}
         return {**shown, "tables": tables(result), "report": self._report_path(result["evaluation_id"])}
+
+    def benchmark_names(self) -> Sequence[str]:
+        """The benchmarks that have a name."""
+        return tuple(SOURCES)
 
     def _report_path(self, evaluation_id: str) -> str | None:
         path = self.supervisor.evaluation_directory(evaluation_id) / REPORT

@@ -65,6 +65,6 @@ def trial_routes(operations: Operations) -> APIRouter:
     @router.get("/strength")
     def strength() -> dict[str, Any]:
         """The strength of every version from all blind picks, with intervals; is it getting better?"""
-        return operations.trials.strength()
+        return operations.strength()
 
     return router

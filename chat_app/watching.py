@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chat_app.gates import Gates
 from feedback_store.agreement import agreement
 from feedback_store.people import named
 from feedback_store.store import FeedbackStore
@@ -34,7 +35,10 @@ class WatchedTrainer(Protocol):
 class WatchingOperations:
     """What there is to see of runs. `status` is `Operations.status`."""
 
-    def __init__(self, store: FeedbackStore, trainer: WatchedTrainer, status: Callable[[], Status]) -> None:
+    def __init__(
+        self, store: FeedbackStore, trainer: WatchedTrainer, status: Callable[[], Status], gates: Gates
+    ) -> None:
+        self._gates = gates
         self._store = store
         self._trainer = trainer
         self._status = status
@@ -51,11 +55,13 @@ class WatchingOperations:
 
     def report(self, run_id: str) -> str:
         """The run's report, a page of HTML that stands alone. Raises RunNotFound, and what `Trainer.report` raises."""
-        return self._page(self._trainer.report(run_id))
+        with self._gates.reporting:
+            return self._page(self._trainer.report(run_id))
 
     def evaluation_report(self, evaluation_id: str) -> str:
         """The same of an evaluation or a benchmark. Raises EvaluationNotFound, and what writing it raises."""
-        return self._page(self._trainer.evaluation_report(evaluation_id))
+        with self._gates.reporting:
+            return self._page(self._trainer.evaluation_report(evaluation_id))
 
     def _page(self, path: Path) -> str:
         """A report as people see it: with labels, of which its file knows none."""
@@ -71,7 +77,10 @@ class WatchingOperations:
         status = self._status()
         last = next((run.run_id for run in self._trainer.runs() if not run.is_active), None)
         key = (status.champion, status.new_preferences, status.counts, last)
-        with self._counting:
+        known, found = self._worth
+        if known == key:
+            return found
+        with self._gates.counting, self._counting:
             if self._worth[0] != key:
                 percent = agreement(self._store.votes()).percent
                 found = self._trainer.worth(status.champion, status.counts.train, status.new_preferences, percent)

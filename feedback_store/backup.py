@@ -186,6 +186,17 @@ def list_backups(directory: Path) -> list[Backup]:
     return sorted(map(describe, found), key=lambda backup: (backup.created_at, backup.path.name), reverse=True)
 
 
+def files_of(backup: Backup) -> set[str]:
+    """The names of a backup's files; of none where neither a manifest nor its name says that it is one of ours."""
+    path, manifest = backup.path, _manifest_of(backup.path)
+    parts = []
+    if manifest.is_file():
+        parts = [path, manifest]
+    elif _NAME.fullmatch(path.name):  # of a migration, or a store that was kept aside with its logs
+        parts = [path, *_logs_of(path)]
+    return {part.name for part in parts if not part.is_symlink()}
+
+
 def describe(path: Path) -> Backup:
     """A backup by its manifest; without one by its name, or as old as its file. Nothing in it is read."""
     name = _NAME.fullmatch(path.name)

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from feedback_store.bounded import load_json
 from feedback_store.dataset_card import MANIFEST, PART_FILE, PARTS, PREFERENCE_FOLDER, UNPAIRED_FOLDER, dataset_card
-from feedback_store.durable import sha256_of, sync
+from feedback_store.durable import sha256_of, sync, sync_tree
 from feedback_store.errors import Conflict, InvalidRecord, NotEnoughPreferences, StoreDamaged
 from feedback_store.exports import (
     PREFERENCE_SCHEMA,
@@ -90,7 +91,7 @@ def write_dataset(
     paired_parts, unpaired_parts = _by_part(preferences), _by_part(unpaired)
     card = dataset_card(paired_parts, unpaired_parts, name=name, created_at=created_at, raters=raters, licence=licence)
     try:
-        _refuse_to_replace(final)
+        refuse_to_replace(final)
         unfinished.mkdir(parents=True)
         rows = _write_parts(
             unfinished / PREFERENCE_FOLDER, paired_parts, PREFERENCE_SCHEMA, to_row=preference_row, rename=rename
@@ -109,13 +110,34 @@ def write_dataset(
     return load_dataset_files(final)
 
 
+def deliver_dataset(made: Path, directory: Path) -> DatasetFiles:
+    """Move a data set of ours to another place, as ``write_dataset`` would have written it there.
+
+    Raises ``Conflict`` and ``StoreDamaged`` as ``write_dataset`` does.
+    """
+    final = directory.resolve()
+    unfinished = final.with_name(f".{uuid.uuid4().hex}")
+    try:
+        refuse_to_replace(final)
+        shutil.copytree(made, unfinished)
+        sync_tree(unfinished)
+        earlier = _move(unfinished, final)
+    except OSError as error:
+        raise unwritable(final, error) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+    _remove(earlier)
+    return load_dataset_files(final)
+
+
 def load_dataset_files(directory: Path) -> DatasetFiles:
     """The data set in a folder, its Parquet files checked; its card may have been completed by hand.
 
     Raises ``Conflict`` where the folder is no data set of ours, holds other files, or its rows were changed.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = load_json(directory / MANIFEST)
         if (manifest["kind"], manifest["format"]) != (_KIND, _FORMAT):
             raise _foreign(directory, f"its {MANIFEST} is of another kind or version")
         described = {CARD: manifest["files"][CARD], **manifest["files"]}
@@ -182,7 +204,8 @@ def _write_manifest(directory: Path, rows: Mapping[str, int], name: str, created
     sync(directory)
 
 
-def _refuse_to_replace(directory: Path) -> None:
+def refuse_to_replace(directory: Path) -> None:
+    """Raise Conflict for a folder that is there and not an unchanged earlier export."""
     if not directory.exists():
         return
     try:

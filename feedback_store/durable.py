@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from feedback_store.bounded import load_json
+
 LONGEST_NAME = 100
 PLAIN_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _PLAIN = re.compile(PLAIN_NAME.rstrip("$"))
@@ -51,9 +53,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None when the file is not there."""
+    """The JSON object in `path`, or None when the file is not there. Raises ValueError for one that is too large."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path)
     except FileNotFoundError:
         return None
     if not isinstance(value, dict):

@@ -23,8 +23,10 @@ import json
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -149,6 +151,7 @@ def _erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Era
         # Listed after a backup that was being made has come to its end.
         _erase_in_databases(_other_databases(data_dir, database.path), job, erasing, data_dir)
         _erase_snapshots(data_dir / "snapshots", job, traces, path, now)
+        _erase_uploads(data_dir / "uploads", job)
         _erase_in_files(data_dir, database.path, job, traces)
         versions, runs = _learned_from(data_dir, job.snapshots)
         _finish(path)
@@ -342,6 +345,14 @@ def _epitaph(snapshot: Path, now: datetime) -> dict[str, Any]:
     }
 
 
+def _erase_uploads(directory: Path, job: _Job) -> None:
+    """Everything that was uploaded goes, looked at or not: it is there for a moment only, and may be anything."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        _note(job.files, f"{directory.name}/{path.name}")
+        with suppress(FileNotFoundError):  # its import has just ended
+            _remove(path)
+
+
 def _erase_in_files(data_dir: Path, store_path: Path, job: _Job, traces: Traces) -> None:
     exports = data_dir / "exports"
     for path in _searched(data_dir, store_path):
@@ -363,7 +374,7 @@ def _erase_in_files(data_dir: Path, store_path: Path, job: _Job, traces: Traces)
 
 
 def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
-    """The files that may hold a person's words as text. Links are not followed."""
+    """The files that may hold a person's words as text. Links are not followed, pipes not read."""
     manifests = {data_dir / "versions", data_dir / "snapshots"}
     for folder, names, files in os.walk(data_dir):
         names[:] = sorted(set(names) - _UNSEARCHED)
@@ -371,9 +382,14 @@ def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
             is_database = path.suffix == ".duckdb" or path.name.startswith(store_path.name)
             is_manifest = path.name == "manifest.json" and path.parent.parent in manifests
             is_job = path.name.startswith(".erasing-") or path.name.endswith(".erased.json")
-            is_other = path.suffix in (*_WEIGHTS, *_OF_THE_HOUSE) or path.is_symlink()
+            is_other = path.suffix in (*_WEIGHTS, *_OF_THE_HOUSE) or not _is_regular(path)
             if not (is_database or is_manifest or is_job or is_other):
                 yield path
+
+
+def _is_regular(path: Path) -> bool:
+    """No link, and no pipe or device, which would be read for ever."""
+    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _restate(manifest: Path) -> None:
@@ -447,7 +463,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _remove(path: Path) -> bool:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()

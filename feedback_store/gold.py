@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from feedback_store.bounded import read_text
 from feedback_store.database import Cursor
 from feedback_store.errors import BadGoldPairs
 from feedback_store.importers.pairs import Skip, read_pair
@@ -23,6 +24,7 @@ from feedback_store.records import GOLD, Candidate, Message, Pair, new_id
 from feedback_store.reliability import GoldAnswers
 
 FILE = "gold_pairs.jsonl"
+LARGEST_BYTES = 16 * 2**20
 _ANSWERED = """
     SELECT picks.rater, candidates.sampling ->> '$.gold' AS gold_id,
         candidates.sampling ->> '$.right' = 'true' AS is_right
@@ -58,10 +60,10 @@ class GoldPair:
 def load_gold(path: Path) -> tuple[GoldPair, ...]:
     """The gold pairs of a file, none where there is no file. ``BadGoldPairs`` names the line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, LARGEST_BYTES).splitlines()
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BadGoldPairs(path, f"{error}.") from error
     found = {}
     for number, line in enumerate(lines, start=1):
@@ -74,7 +76,7 @@ def load_gold(path: Path) -> tuple[GoldPair, ...]:
 def _gold_pair(path: Path, number: int, line: str) -> GoldPair:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadGoldPairs(path, f"line {number} is not JSON ({error}). Write one JSON object a line.") from error
     if not isinstance(row, dict) or not isinstance(row.get("note", ""), str):
         raise BadGoldPairs(path, f"line {number} is no gold pair: that is an object, whose `note`, if any, is text.")

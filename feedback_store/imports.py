@@ -86,7 +86,7 @@ def import_preferences(
             f"INSERT INTO imports ({_IMPORT_COLUMNS}, created_at) VALUES ({', '.join('?' * 10)})",
             [
                 import_id,
-                path_or_hub_id,
+                str(path_or_hub_id),
                 result.format,
                 result.imported,
                 result.duplicates,

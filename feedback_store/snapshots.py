@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feedback_store import tables
+from feedback_store.bounded import load_json
 from feedback_store.durable import sha256_of, sync, write_json
 from feedback_store.errors import LeakedPrompt, SnapshotDamaged, StoreDamaged
 from feedback_store.mixing import Mix
@@ -75,6 +76,12 @@ class Snapshot:
     def ratings_path(self) -> Path:
         """The Parquet file of labelled answers to learn from, where the snapshot has them."""
         return self.directory / f"{RATED_TRAIN}.parquet"
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The names of its files, the manifest among them."""
+        parts = PARTS if self.rated_rows is None else (*PARTS, *RATED_PARTS)
+        return frozenset((MANIFEST, *(f"{part}.parquet" for part in parts)))
 
 
 def freeze(
@@ -180,7 +187,7 @@ def _refuse_leak(train: pa.Table, judged_on: Collection[str]) -> None:
 def load_snapshot(directory: Path) -> Snapshot:
     """The snapshot in a directory by its manifest, its rows not read. Raises ``SnapshotDamaged``."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = load_json(directory / MANIFEST)
         if manifest.get("format") != FORMAT:
             raise _damaged(directory, f"its format is {manifest.get('format')!r}, this Zephyr Loop reads {FORMAT}")
         snapshot = Snapshot(
@@ -218,7 +225,7 @@ def load_ratings(path: Path) -> list[UnpairedPreference]:
 def raters_of(directory: Path) -> frozenset[str] | None:
     """Whose preferences stand in the train part of the snapshot in a directory; None where there is none to read."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = load_json(directory / MANIFEST)
         return frozenset(manifest["parts"][TRAIN]["raters"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -228,7 +235,7 @@ def forget(directory: Path, names: Collection[str]) -> bool:
     """Take a person, by id or an older name, out of what a manifest says beside its rows; whether they were there."""
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = load_json(path)
         mix, weights = manifest["mix"] or {}, manifest.get("rater_weights", {})
         by_reason = manifest.get("raters_left_out", {})
     except (OSError, ValueError, KeyError, TypeError):
@@ -250,7 +257,7 @@ def verify(snapshot: Snapshot) -> None:
     Raises ``SnapshotDamaged`` where something differs and ``LeakedPrompt`` where the parts share a prompt.
     """
     directory = snapshot.directory
-    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    manifest = load_json(directory / MANIFEST)
     parts: dict[str, pa.Table] = {}
     names = PARTS if snapshot.rated_rows is None else (*PARTS, *RATED_PARTS)
     for part in names:

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feedback_store.bounded import load_json
 from feedback_store.durable import write_json
 from feedback_store.people import ACTORS, is_person_id
 
@@ -205,8 +206,8 @@ def mended_text(text: str, traces: Traces) -> str:
 def _json(path: Path) -> Any:
     """What a JSON file holds; None for nothing, and where that cannot be told."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        return load_json(path)
+    except ValueError:
         return None
 
 

@@ -46,7 +46,7 @@ def imported(server: Server, path: Path, wanted: int, folder: Path) -> str:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as whole, (folder / "picks.jsonl").open("w", encoding="utf-8") as rows:
         rows.writelines(islice(whole, wanted))
-    told = server.post("/v1/imports", {"source": str(folder / "picks.jsonl")})
+    told = server.upload(folder / "picks.jsonl")
     return f"The first {wanted} rows of {path.name} gave {told['imported']} preferences"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import httpx
@@ -55,6 +56,19 @@ class Server:
         answer = self.http.post(path, json=body or {})
         assert answer.is_error, f"{path} was not refused: {answer.text}"
         return answer.status_code, answer.json()
+
+    def lend(self, path: Path | str) -> str:
+        """Copy a file where a request may name it; its name there."""
+        folder = self.log.parent / "imports"
+        folder.mkdir(exist_ok=True)
+        return Path(copy(path, folder)).name
+
+    def upload(self, path: Path | str, **options: Any) -> Any:
+        """Import a file by sending it."""
+        with Path(path).open("rb") as file:
+            answer = self.http.post("/v1/imports", files={"file": (Path(path).name, file)}, data=options)
+        assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
 
     def chat(self, text: str, **more: Any) -> Any:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **more})

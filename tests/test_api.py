@@ -158,7 +158,7 @@ def test_ratings_and_edits_are_kept(server: Server) -> None:
 def test_an_import_counts_and_changes_nothing_the_second_time(server: Server, tmp_path: Path) -> None:
     lines = rows(("good", "bad"), ("same", "same"), ("", "bad"), ("fine", "poor"))
     lines.append({**lines[0], "prompt": "A tie", "score_rejected": 2})
-    source = {"source": str(written(tmp_path / "some.jsonl", lines)), "format": "auto"}
+    source = {"source": server.lend(written(tmp_path / "some.jsonl", lines)), "format": "auto"}
     first = server.post("/v1/imports", source)
     assert (first["imported"], first["duplicates"]) == (2, 0)
     assert first["skipped"] == {"identical": 1, "empty": 1, "tie": 1}
@@ -170,10 +170,10 @@ def test_a_bad_import_imports_nothing(server: Server, tmp_path: Path) -> None:
     before = server.http.get("/v1/export").text
     broken = tmp_path / "broken.jsonl"
     broken.write_text(json.dumps(rows(("a", "b"))[0]) + "\n{not json\n")
-    status, body = server.refused("/v1/imports", {"source": str(broken)})
+    status, body = server.refused("/v1/imports", {"source": server.lend(broken)})
     assert status == 400
     assert "2" in body["error"]["message"]
-    assert server.refused("/v1/imports", {"source": str(tmp_path / "absent.jsonl")})[0] == 400
+    assert server.refused("/v1/imports", {"source": "absent.jsonl"})[0] == 400
     assert server.http.get("/v1/export").text == before
 
 

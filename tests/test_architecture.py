@@ -50,6 +50,7 @@ def test_the_store_knows_neither_neighbour() -> None:
     allowed = {"duckdb", "orjson", "pyarrow", "feedback_store", *sys.stdlib_module_names}
     extra = {
         "feedback_store.agreement": {"nltk"},
+        "feedback_store.bounded": {"yaml"},
         "feedback_store.dataset_card": {"huggingface_hub"},
         "feedback_store.hub": {"huggingface_hub", "httpx2"},
         "feedback_store.importers.sources": {"huggingface_hub", "httpx2"},

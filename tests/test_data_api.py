@@ -34,12 +34,12 @@ def exported(server: Server, format_: str) -> list[dict[str, Any]]:
 def test_an_import_says_what_it_skipped_and_why_it_knew_the_format(server: Server, tmp_path: Path) -> None:
     lines = [{"prompt": f"Name {n} things", "chosen": "good", "rejected": "bad"} for n in range(4)]
     source = written(tmp_path / "rows.jsonl", *lines, lines[0] | {"chosen": ""}, lines[0] | {"rejected": "good"})
-    said = server.post("/v1/imports", {"source": source, "format": "auto"})
+    said = server.upload(source, format="auto")
     assert (said["imported"], said["duplicates"], said["format"]) == (4, 0, "trl")
     assert said["skipped"] == {"empty": 1, "identical": 1}
     assert said["examples"] == {"empty": [5], "identical": [6]}
     assert "chosen and rejected" in said["why"]
-    assert server.post("/v1/imports", {"source": source})["duplicates"] == 4
+    assert server.upload(source)["duplicates"] == 4
     history = server.get("/v1/imports")
     assert history["active"] is None
     assert [one["imported"] for one in history["imports"][:2]] == [0, 4]
@@ -51,7 +51,7 @@ def test_labelled_answers_come_in_and_go_out_in_ktos_layout(server: Server, tmp_
         {"prompt": "Why rain?", "completion": "Clouds.", "label": True},
         {"prompt": "Why rain?", "completion": "No idea.", "label": False},
     )
-    said = server.post("/v1/imports", {"source": source})
+    said = server.upload(source)
     assert (said["format"], said["imported"], said["unpaired"]) == ("kto", 2, 2)
     kept = server.chat("Tell me something.")
     server.post("/v1/ratings", {"candidate_id": kept["id"], "rating": "down"})
@@ -133,17 +133,19 @@ def test_a_question_is_answered_and_a_long_one_is_stopped(server: Server) -> Non
     assert "0.2" in refused["error"]["message"]
 
 
-def test_a_dataset_is_written_where_it_is_asked_for(server: Server, tmp_path: Path) -> None:
+def test_a_dataset_is_written_where_it_is_asked_for(server: Server) -> None:
     picked(server, "What would you export?")
-    out = tmp_path / "set"
-    said = server.post("/v1/datasets", {"out": str(out), "raters": "drop"})
+    exports = server.log.parent / "exports"
+    out = exports / "set"
+    said = server.post("/v1/datasets", {"out": "set", "raters": "drop"})
+    assert said["directory"] == str(out)
     assert said["url"] is None
     assert sum(said["rows"].values()) == len(exported(server, "trl")) + len(exported(server, "kto"))
     assert (out / "README.md").read_text().startswith("---\n")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("do not touch")
-    assert server.refused("/v1/datasets", {"out": str(tmp_path / "mine")})[0] == 409
-    assert (tmp_path / "mine" / "letter.txt").read_text() == "do not touch"
+    (exports / "mine").mkdir()
+    (exports / "mine" / "letter.txt").write_text("do not touch")
+    assert server.refused("/v1/datasets", {"out": "mine"})[0] == 409
+    assert (exports / "mine" / "letter.txt").read_text() == "do not touch"
 
 
 def test_a_backup_is_made_while_people_pick(server: Server) -> None:
@@ -183,7 +185,7 @@ def test_an_erased_person_is_gone_and_stays_gone(tmp_path: Path) -> None:
     ]
     source = written(tmp_path / "team.jsonl", *rows)
     with serving(tmp_path / "data", engine="scripted") as server:
-        assert server.post("/v1/imports", {"source": source})["imported"] == 20
+        assert server.upload(source)["imported"] == 20
         picked(server, "Something of my own?")
         frozen = server.post("/v1/snapshots")["snapshot"]
         server.post("/v1/backups")
@@ -193,7 +195,7 @@ def test_an_erased_person_is_gone_and_stays_gone(tmp_path: Path) -> None:
         assert said["counts"]["preferences"] == 20
         assert said["snapshots"] == [frozen]
         assert [row["source"] for row in exported(server, "trl")] == ["pick"]
-        again = server.post("/v1/imports", {"source": source})
+        again = server.upload(source)
         assert (again["imported"], again["skipped"]) == (0, {"erased": 20})
         assert server.get("/readyz")["status"] == "ok"
     for path in (path for path in (tmp_path / "data").rglob("*") if path.is_file()):

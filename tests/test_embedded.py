@@ -34,7 +34,7 @@ def test_the_embedded_model_learns_from_real_preferences(tmp_path: Path) -> None
         assert (before["model"], before["choices"][0]["finish_reason"]) == ("v0", "stop")
         assert "scatter" in before["choices"][0]["message"]["content"]
 
-        imported = server.post("/v1/imports", {"source": str(short_rows(tmp_path / "short.jsonl"))})
+        imported = server.upload(short_rows(tmp_path / "short.jsonl"))
         assert imported["imported"] + sum(imported["skipped"].values()) + imported["duplicates"] == ROWS
         run = server.run_to_its_end(server.post("/v1/runs", {"max_steps": 1})["run_id"], within_s=900)
         assert run["state"] == "finished", run["error"]
@@ -56,7 +56,7 @@ def test_the_embedded_model_learns_from_real_preferences(tmp_path: Path) -> None
 @needs_real_data
 def test_a_thousand_real_rows_are_imported_and_counted(tmp_path: Path) -> None:
     with serving(tmp_path, engine="scripted") as server:
-        first = server.post("/v1/imports", {"source": str(SOURCE), "format": "trl"})
+        first = server.upload(SOURCE, format="trl")
         assert (first["imported"], first["duplicates"]) == (884, 0)
         assert sum(first["skipped"].values()) == 116
-        assert server.post("/v1/imports", {"source": str(SOURCE)})["duplicates"] == 884
+        assert server.upload(SOURCE)["duplicates"] == 884

@@ -60,7 +60,7 @@ def data(tmp_path: Path) -> Path:
 @contextmanager
 def lending(data: Path, **more: Any) -> Iterator[Server]:
     with serving(data, model=shared_tiny().gguf, device_policy="pause", **more) as server:
-        server.post("/v1/imports", {"source": str(data.parent / "pairs.jsonl"), "format": "trl"})
+        server.upload(data.parent / "pairs.jsonl", format="trl")
         yield server
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from feedback_store.bounded import load_yaml
 from trainer.errors import BadRunRequest, TrainingUnavailable
 from trainer.recipe import from_mapping
 from trainer.runs import Run, RunConfig
@@ -196,7 +197,7 @@ def show_command(run: Run, threads: int, submission: str | None) -> dict[str, An
 
 
 def _read(name: str) -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    values: dict[str, Any] = load_yaml(CONFIGS / f"{name}.yaml")
     return values
 
 

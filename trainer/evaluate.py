@@ -23,6 +23,7 @@ from typing import Any
 
 from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
+from feedback_store.private_files import new_files_private
 from feedback_store.records import BASE_VERSION, Preference
 from feedback_store.snapshots import load_preferences
 from trainer.answer_quality import describe
@@ -165,6 +166,7 @@ def _report(run_dir: Path, since: float, done: int, total: int) -> None:
 
 def main() -> None:
     """`python -m trainer.evaluate RUN_DIR`."""
+    new_files_private()
     run_dir = Path(sys.argv[1])
     try:
         if (benchmark := read_json(run_dir / "benchmark.json")) is not None:

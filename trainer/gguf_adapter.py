@@ -9,7 +9,6 @@ Not covered: other architectures than Llama, rsLoRA, DoRA, per-layer ranks: refu
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feedback_store.bounded import load_json
 from trainer.errors import JobError
 
 LAYER_NAMES = {
@@ -38,8 +38,8 @@ def write_gguf_adapter(adapter_dir: Path, base_dir: Path, out: Path) -> None:
     from gguf import GGUFWriter
     from safetensors.numpy import load_file
 
-    adapter = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
-    base = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
+    adapter = load_json(adapter_dir / "adapter_config.json")
+    base = load_json(base_dir / "config.json")
     _check(adapter, base)
     heads = int(base["num_attention_heads"])
     kv_heads = int(base.get("num_key_value_heads") or heads)

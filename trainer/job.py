@@ -25,6 +25,7 @@ from typing import Any
 
 from feedback_store.durable import read_json, write_json
 from feedback_store.errors import StoreError
+from feedback_store.private_files import new_files_private
 from trainer.base_model import BaseModel, ensure_base
 from trainer.checkpoints import FOLDER, remove_checkpoints, train_from_last
 from trainer.command import Launch
@@ -198,6 +199,7 @@ def _check_all_seen(trainer: Any, total_steps: int) -> None:
 
 def main() -> None:
     """`python -m trainer.job RUN_DIR`, once in each process of the launch."""
+    new_files_private()
     run = Run(Path(sys.argv[1]))
     if run.training is not None:  # killed after its last word, or pasted a second time: both are done
         remove_checkpoints(run.directory)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+from feedback_store.clean_environment import clean_environment
 from trainer.command import Launch, child_environment, training_arguments, write_accelerate_config
 from trainer.errors import TrainingUnavailable
 
@@ -133,7 +134,7 @@ def _start(command: list[str], run_dir: Path, threads: int) -> Child:
         pid = os.posix_spawn(
             sys.executable,
             arguments,
-            {**os.environ, **child_environment(threads)},
+            {**clean_environment(), **child_environment(threads)},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
                 (os.POSIX_SPAWN_DUP2, log.fileno(), 1),

@@ -20,7 +20,6 @@ kept from an earlier run, which need no time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,6 +29,7 @@ from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feedback_store.bounded import load_json
 from feedback_store.preferences import HELD_OUT, TRAIN
 from feedback_store.selection import RATED_TRAIN
 from feedback_store.snapshots import Snapshot
@@ -165,7 +165,7 @@ def shape_of(base: BaseModel, models_dir: Path) -> Shape | None:
         return _shape_of_gguf(base.gguf, base.gguf.stat().st_mtime_ns) if base.gguf.is_file() else None
     directory = base.directory or models_dir / base.name
     try:
-        said = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        said = load_json(directory / "config.json")
         heads = int(said["num_attention_heads"])
         head_size = int(said.get("head_dim") or said["hidden_size"] // heads)
         return Shape.of(

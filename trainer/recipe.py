@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from feedback_store.bounded import load_yaml
 from feedback_store.mixing import OFF, PAIRS, RATER_WEIGHTS, RATINGS, TEXT, Mix
 from trainer.errors import BadRecipe, UnknownRecipe
 
@@ -295,8 +294,8 @@ def load_recipe(name: str, own: Path | None = None) -> Recipe:
     path = shipped if shipped.is_file() else mine
     assert path is not None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = load_yaml(path) or {}
+    except (OSError, ValueError) as error:
         raise BadRecipe(f"Recipe {name}: {path} cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise BadRecipe(f"Recipe {name}: {path} must hold `key: value` lines, it holds a {type(values).__name__}.")

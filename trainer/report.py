@@ -22,7 +22,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from feedback_store.clean_environment import clean_environment
 from feedback_store.durable import read_json
+from feedback_store.private_files import new_files_private
 from trainer.benchmarks.report import benchmark_page
 from trainer.curves import CURVES, draw
 from trainer.generation import MAX_TOKENS
@@ -48,7 +50,7 @@ def ensure_report(run: Run) -> Path | None:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "trainer.report", str(run.directory)],
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**clean_environment(), "PYTHONPATH": paths},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -299,4 +301,5 @@ def _gigabytes(number: float | None) -> str:
 
 if __name__ == "__main__":
     os.nice(10)
+    new_files_private()
     write_report(Run(Path(sys.argv[1])))

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from feedback_store.clean_environment import clean_environment
+
 ASKING_S = 10.0
 MIB = 2**20
 _QUERY = ["nvidia-smi", "--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
@@ -45,7 +47,10 @@ def machine_room(device: str) -> Room | None:
 def gpu_room() -> Room | None:
     """The GPU with the least free memory: every process of a run needs as much. None where nvidia-smi cannot say."""
     try:
-        said = subprocess.run(_QUERY, capture_output=True, text=True, timeout=ASKING_S, check=True).stdout
+        done = subprocess.run(
+            _QUERY, capture_output=True, text=True, timeout=ASKING_S, check=True, env=clean_environment()
+        )
+        said = done.stdout
         gpus = [tuple(int(number) * MIB for number in line.split(",")) for line in said.splitlines() if line.strip()]
         free, total = min(gpus)
     except (OSError, subprocess.SubprocessError, ValueError):

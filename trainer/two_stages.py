@@ -10,9 +10,9 @@ the first. Called by `job.py`. Not covered: adapters of different scales or on d
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from feedback_store.bounded import load_json
 from feedback_store.durable import new_directory, sync_tree, write_json
 from trainer.errors import JobError
 
@@ -35,7 +35,7 @@ def join_adapters(first: Path, second: Path, out: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    config, other = (json.loads((path / "adapter_config.json").read_text(encoding="utf-8")) for path in (first, second))
+    config, other = (load_json(path / "adapter_config.json") for path in (first, second))
     same = ("target_modules", "lora_alpha", "r", "use_rslora", "use_dora", "bias")
     if any(config.get(key) != other.get(key) for key in same):
         raise JobError(f"The adapters of the two stages differ in one of {', '.join(same)}: they cannot be joined.")

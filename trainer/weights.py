@@ -7,10 +7,10 @@ Called by `job.py`, in its child. The GGUF forms are for llama.cpp: without the 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from feedback_store.bounded import load_json
 from feedback_store.durable import sync_tree, write_json
 from trainer.gguf_adapter import write_gguf_adapter
 from trainer.gguf_model import write_gguf_model
@@ -67,5 +67,5 @@ def _widen(path: Path) -> None:
 
 def _make_portable(path: Path, base: str) -> None:
     """Name the base instead of a path on this machine, and order what PEFT keeps in sets."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = load_json(path)
     write_json(path, {**values, "base_model_name_or_path": base, "target_modules": sorted(values["target_modules"])})

@@ -40,6 +40,7 @@ from chat_app.serving.gguf_metadata import special_tokens
 from chat_app.serving.memory import available_bytes, cache_bytes
 from chat_app.serving.roles import first_refused
 from chat_app.serving.upstream_errors import CACHE_IS_FULL, blames_request, template_words
+from feedback_store.clean_environment import clean_environment
 from feedback_store.control_text import PROBES, control_markers
 from feedback_store.records import Message
 
@@ -325,7 +326,10 @@ def _spawn(log_path: Path | None) -> subprocess.Popen[bytes]:
     """
     command = [sys.executable, "-m", "chat_app.serving.llama_process"]
     pipe = subprocess.PIPE
-    environment = {"GLIBC_TUNABLES": LARGE_PAGES, **os.environ}  # read by the C library before there is any Python
+    environment = {
+        "GLIBC_TUNABLES": LARGE_PAGES,
+        **clean_environment(),
+    }  # read by the C library before there is any Python
     with Path(os.devnull if log_path is None else log_path).open("ab") as log_file:
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log_file, env=environment, process_group=0)
 

@@ -13,7 +13,6 @@ Not covered, refused: DoRA, adapters with biases or whole saved modules, adapted
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from chat_app.serving.engine import EngineStartFailed, VersionUnservable
+from feedback_store.bounded import load_json
 
 _KEY = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 _REFUSED = (
@@ -50,7 +50,7 @@ def read_adapter(directory: Path, version: str, model: torch.nn.Module) -> Adapt
     from safetensors.torch import load_file
 
     try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        config = load_json(directory / "adapter_config.json")
         tensors = load_file(directory / "adapter_model.safetensors")
     except (OSError, ValueError) as error:
         raise EngineStartFailed(f"the adapter of {version} in {directory} cannot be read: {error}") from error

@@ -100,7 +100,8 @@ class AdminPage:
         gr.Markdown("### Import preferences")
         with gr.Row(elem_classes="zl-end"):
             self.source = gr.Textbox(
-                label="A file on this machine, or a hub id", scale=4, placeholder="/path/to/preferences.jsonl",
+                label="A file in a folder for imports (data/imports), or a hub id", scale=4,
+                placeholder="preferences.jsonl",
                 elem_id="import-source",
             )  # fmt: skip
             self.format = gr.Dropdown(

@@ -86,9 +86,15 @@ class TrialSection:
             self.version: gr.Dropdown(choices=choices, value=choices[-1] if choices else None),
             self.start: gr.Button(interactive=bool(choices) and not running),
             self.stop: gr.Button(interactive=running),
-            self.strength: strength_shown(self.trials.strength()),
+            self.strength: self._strength(),
             self.seen: self._fingerprint(),
         }
+
+    def _strength(self) -> Any:
+        try:
+            return strength_shown(self.operations.strength())
+        except self.refusals:  # others count already
+            return gr.skip()
 
     def look_again(self, seen: str) -> Updates:
         """Redraw only what changed, so that nothing moves under the pointer; the strengths not for every vote."""

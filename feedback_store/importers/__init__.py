@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain
 from typing import Protocol
 
 from feedback_store.errors import BadImport, InvalidRecord
@@ -29,7 +29,8 @@ from feedback_store.importers import (
     ultrafeedback_binarized,
     ultrafeedback_raw,
 )
-from feedback_store.importers.pairs import Choices, ImportedLabel, ImportedPair, Item
+from feedback_store.importers.limits import weight
+from feedback_store.importers.pairs import Choices, ImportedLabel, ImportedPair, Item, Skip
 from feedback_store.importers.sources import NumberedRow, Row, Rows, open_rows
 from feedback_store.preferences import preference_id, unpaired_id
 from feedback_store.records import Preference, UnpairedPreference
@@ -37,7 +38,10 @@ from feedback_store.records import Preference, UnpairedPreference
 __all__ = ["FORMATS", "Batch", "Choices", "PreferenceSource", "detect", "read_preferences"]
 
 DEFAULT_CHOICES = Choices()
-_ROWS_TO_DETECT = 20
+_ROWS_TO_DETECT, _BYTES_TO_DETECT = 20, 16 * 2**20
+_BATCH_CHARACTERS = 8_000_000
+_SHOWN_COLUMNS = 30
+_OVERHEAD = 500  # characters that the other columns of a row are worth
 _EXAMPLES = 5
 
 IsErased = Callable[[str | None, str], bool]
@@ -125,17 +129,24 @@ class PreferenceSource:
         return self._source.bytes_total
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The preferences in batches made from ``size`` rows each (fewer preferences where rows were skipped).
+        """The preferences in batches made from at most ``size`` rows each, fewer where their texts are long.
 
-        Raises ``BadImport`` at a row that cannot be read.
+        A row with very many judgements stands in several batches. Raises ``BadImport`` at a row that cannot be read.
         """
-        while rows := list(islice(self._rows, size)):
-            batch = Batch([], [])
-            for number, row in rows:
-                read = self._importer.read(row, self._choices)
-                for item in (read,) if isinstance(read, Item) else read:
-                    self._add(batch, number, item)
-            self.rows_read += len(rows)
+        batch, rows, characters = Batch([], []), 0, 0
+        for number, row in self._rows:
+            read = self._importer.read(row, self._choices)
+            for item in (read,) if isinstance(read, Item) else read:
+                self._add(batch, number, item)
+                characters += _length(item)
+                if characters >= _BATCH_CHARACTERS:
+                    yield batch
+                    batch, characters = Batch([], []), 0
+            self.rows_read, rows = self.rows_read + 1, rows + 1
+            if rows == size:
+                yield batch
+                batch, rows, characters = Batch([], []), 0, 0
+        if rows:
             yield batch
 
     def _add(self, batch: Batch, number: int, item: Item) -> None:
@@ -195,6 +206,15 @@ class PreferenceSource:
         )
 
 
+def _length(item: Item) -> int:
+    """About the characters of an item in a table."""
+    if isinstance(item, Skip):
+        return 0
+    answers = (item.chosen, item.rejected) if isinstance(item, ImportedPair) else (item.completion,)
+    texts = (*(one["content"] for one in item.prompt), *answers, item.rater or "", *item.versions)
+    return _OVERHEAD + sum(map(len, texts))
+
+
 class _Erased(Exception):
     """The row belongs to a person who was erased, or was erased itself."""
 
@@ -213,15 +233,29 @@ def read_preferences(
     if name != "auto" and name not in FORMATS:
         raise BadImport(path_or_hub_id, f"the format {name!r} is not known. Known formats: auto, {', '.join(FORMATS)}.")
     rows = open_rows(path_or_hub_id)
-    first = list(islice(rows, _ROWS_TO_DETECT))
+    first = _beginning(rows)
     if not first:
         raise BadImport(path_or_hub_id, "it holds no rows.")
     found = _choose([row for _, row in first], path_or_hub_id, name)
     return PreferenceSource(rows, first, found=found, created_at=created_at, choices=choices, erased=erased)
 
 
+def _beginning(rows: Rows) -> list[NumberedRow]:
+    """The rows that say which format it is: a few, and fewer where they are large."""
+    first: list[NumberedRow] = []
+    taken = 0
+    for number, row in rows:
+        first.append((number, row))
+        taken += weight(row, _BYTES_TO_DETECT)
+        if len(first) == _ROWS_TO_DETECT or taken > _BYTES_TO_DETECT:
+            break
+    return first
+
+
 def _choose(first: Sequence[Row], source: str, name: str) -> tuple[str, str]:
-    columns = ", ".join(sorted(map(str, first[0])))
+    names = sorted(str(name)[:60] for name in first[0])
+    more = len(names) - _SHOWN_COLUMNS
+    columns = ", ".join(names[:_SHOWN_COLUMNS]) + (f" and {more} more" if more > 0 else "")
     if name == "auto":
         detected = detect(first)
         if detected is None:

@@ -4,8 +4,9 @@
 
 Files: ``.jsonl`` and ``.json`` (either may hold one object a line, or one document), ``.parquet``, ``.csv``, each also
 ``.gz``. A hub data set is ``owner/name``; the files of its train split are downloaded first (``huggingface_hub`` is
-loaded only then). JSON lines, CSV and Parquet are streamed; a JSON document and ``.parquet.gz`` are read whole and take
-a few times their size in memory. Not here: what the columns mean.
+loaded only then). JSON lines, CSV and Parquet are streamed, Parquet through a child (``parquet_rows.py``); a JSON
+document is read whole, and ``.parquet.gz`` unpacked to disk first. What is too large is refused before its memory is
+used (``limits.py``). Not here: what the columns mean.
 """
 
 from __future__ import annotations
@@ -14,21 +15,45 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from feedback_store.bounded import check_json
+from feedback_store.clean_environment import clean_environment
 from feedback_store.errors import BadImport
+from feedback_store.importers.limits import (
+    CELL_CHARACTERS,
+    DAMAGED,
+    DOCUMENT_BYTES,
+    DOCUMENT_MEMORY,
+    PACKED_BYTES,
+    PACKED_PARQUET_BYTES,
+    REFUSED,
+    ROW_BYTES,
+    ROW_MEMORY,
+    ROWS_KEY,
+    TooLarge,
+    check_columns,
+    check_rows,
+    open_file,
+    too_long,
+    watched,
+)
 
+Resource = TypeVar("Resource")
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row]
 
@@ -39,11 +64,22 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SPLIT_NAME = re.compile(r"(?<![a-z])(train|test|valid|validation|dev|eval)(?![a-z])")
 # What an exported document may hold its list of rows under, beside plain facts such as a total.
 _LISTS = ("feedbacks", "items", "records", "conversations", "data", "rows")
-_BATCH_ROWS = 500
-_BUFFER_BYTES = 2**17
-_MAX_CELL_CHARACTERS = 16_000_000
+_ENDING_S = 10.0
 _SHORTEST_TIME = len("2024-10-01 12:34:56")
 _HUB_TIMEOUT_S = 20.0
+# The child shares its little memory with nobody's pools and threads.
+_SMALL = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
+
+
+class HubId(str):
+    """The id of a data set on the hub, for which no file is looked at, whatever there is of that name."""
+
+    __slots__ = ()
 
 
 class Rows:
@@ -87,6 +123,8 @@ def open_rows(source: str, *, endpoint: str | None = None, cache: Path | None = 
     ``endpoint`` and ``cache`` are the hub's address and the download folder where they are not the usual ones.
     Raises ``BadImport``: at once where the source cannot be found, while iterating at a row that cannot be read.
     """
+    if isinstance(source, HubId):
+        return Rows(_download(source, endpoint, cache))
     try:
         path = Path(source).expanduser()
         is_file, is_there = path.is_file(), path.exists()
@@ -97,9 +135,14 @@ def open_rows(source: str, *, endpoint: str | None = None, cache: Path | None = 
         return Rows([path])
     if is_there:
         raise BadImport(source, "it is a folder. Name one file in it.")
-    if _HUB_ID.fullmatch(source) and not source.endswith((*SUFFIXES, ".gz")):
+    if is_hub_id(source):
         return Rows(_download(source, endpoint, cache))
     raise BadImport(source, "there is no such file. Give a path, or owner/name of a data set on the hub.")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether this can be the id of a data set on the hub: owner/name, and no name of a file."""
+    return bool(_HUB_ID.fullmatch(source)) and not source.endswith((*SUFFIXES, ".gz"))
 
 
 def train_files(names: Sequence[str]) -> list[str]:
@@ -154,11 +197,16 @@ class _File:
         return 0 if self._raw is None or self._raw.closed else self._raw.tell()
 
     def unpacked(self) -> IO[bytes]:
-        """The contents as bytes, unpacked where the file is ``.gz``."""
-        self._raw = self._open.enter_context(self.path.open("rb", _BUFFER_BYTES))
+        """The contents as bytes, unpacked where the file is ``.gz``. Raises TooLarge, here or at a byte too many."""
+        self._raw = self._open.enter_context(open_file(self.path))
         if self.path.suffix.lower() != ".gz":
             return self._raw
-        return cast(IO[bytes], self._open.enter_context(io.BufferedReader(gzip.GzipFile(fileobj=self._raw))))
+        unpacking = self._open.enter_context(gzip.GzipFile(fileobj=self._raw))
+        return watched(cast(IO[bytes], unpacking), self._raw)
+
+    def keep_open(self, resource: AbstractContextManager[Resource]) -> Resource:
+        """Something that is let go of with the file."""
+        return self._open.enter_context(resource)
 
 
 def _file_rows(file: _File) -> Iterator[NumberedRow]:
@@ -170,6 +218,8 @@ def _file_rows(file: _File) -> Iterator[NumberedRow]:
                     str(file.path), f"row {number} is a {type(row).__name__}, not an object with columns. Correct it."
                 )
             yield number, row
+    except TooLarge as error:
+        raise BadImport(str(file.path), f"{error}.") from error
     # gzip and zlib, csv, Arrow, wrong encodings and too deep nesting: each has its own idea of an error.
     except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException, RecursionError) as error:
         raise BadImport(
@@ -181,31 +231,61 @@ def _file_rows(file: _File) -> Iterator[NumberedRow]:
 def _json_rows(file: _File) -> Iterator[tuple[int, Any]]:
     """One object a line, or one document; the ending of the name does not say which, the beginning of the file does."""
     stream = file.unpacked()
-    lines = ((number, line) for number, line in enumerate(stream, start=1) if not line.isspace())
+    lines = _lines(stream, DOCUMENT_BYTES)
     number, first = next(lines, (0, b""))
     first = first.removeprefix(BOM_UTF8)
     if not first.strip():
         return
     if first.lstrip().startswith(b"["):
-        yield from _document_rows(file, _parsed(first + stream.read()))
+        yield from _document_rows(file, _parsed_document(first, stream))
         return
     try:
         row = _parsed_line(number, first)
-    except ValueError as broken_line:
+    except json.JSONDecodeError as broken_line:
         try:
-            document = _parsed(first + stream.read())
-        except ValueError as broken_document:
-            raise (broken_line if _kind(file.path) == ".jsonl" else broken_document) from None
+            document = _parsed_document(first, stream)
+        except json.JSONDecodeError as broken_document:
+            raise (_of_line(number, broken_line) if _kind(file.path) == ".jsonl" else broken_document) from None
         yield from _document_rows(file, document)
         return
+    lines = _lines(stream, ROW_BYTES, number)
     second = next(lines, None)
     if second is None:
         yield from _document_rows(file, row)
         return
     yield number, row
-    yield second[0], _parsed_line(*second)
-    for number, line in lines:
-        yield number, _parsed_line(number, line)
+    for number, line in chain([second], lines):
+        try:
+            row = _parsed_line(number, line)
+        except json.JSONDecodeError as error:
+            raise _of_line(number, error) from error
+        yield number, row
+
+
+def _lines(stream: IO[bytes], limit: int, number: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, numbered; none is read beyond the limit. Raises TooLarge."""
+    while line := stream.readline(limit + 1):
+        number += 1
+        check_rows(number, "lines")
+        if len(line) > limit:
+            raise too_long("line", number, limit) if limit == ROW_BYTES else _long_document(limit)
+        if not line.isspace():
+            yield number, line
+
+
+def _parsed_document(beginning: bytes, stream: IO[bytes]) -> Any:
+    """The whole file as one value. Raises TooLarge, and ValueError where it is none."""
+    content = beginning + stream.read(max(0, DOCUMENT_BYTES + 1 - len(beginning)))
+    if len(content) > DOCUMENT_BYTES:
+        raise _long_document(DOCUMENT_BYTES)
+    return _parsed(content, DOCUMENT_MEMORY)
+
+
+def _long_document(limit: int) -> TooLarge:
+    return TooLarge(
+        f"it is one JSON document of more than {limit:,} bytes, the limit for what is read whole. Write one object a "
+        "line (jq -c '.[]'): lines are read one by one"
+    )
 
 
 def _document_rows(file: _File, document: Any) -> Iterator[tuple[int, Any]]:
@@ -227,13 +307,19 @@ def _items(document: Any) -> Sequence[Any]:
 
 
 def _parsed_line(number: int, line: bytes) -> Any:
+    return _parsed(line, ROW_MEMORY if len(line) <= ROW_BYTES else DOCUMENT_MEMORY, f"line {number}")
+
+
+def _of_line(number: int, error: json.JSONDecodeError) -> ValueError:
+    return ValueError(f"line {number} is not JSON ({error.msg} at character {error.colno})")
+
+
+def _parsed(text: bytes, memory: int = ROW_MEMORY, name: str = "it") -> Any:
+    """The value of a JSON text that takes no more memory than this. Raises TooLarge, JSONDecodeError, ValueError."""
     try:
-        return _parsed(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} is not JSON ({error.msg} at character {error.colno})") from error
-
-
-def _parsed(text: bytes) -> Any:
+        check_json(text, name, memory)
+    except ValueError as error:
+        raise TooLarge(str(error).rstrip(".")) from error
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -242,21 +328,86 @@ def _parsed(text: bytes) -> Any:
 
 
 def _parquet_rows(file: _File) -> Iterator[tuple[int, Any]]:
-    source: Any = file.path if file.path.suffix.lower() != ".gz" else pa.BufferReader(file.unpacked().read())
+    """The rows as a child unpacks them, which may not take more than its part of the memory."""
+    is_packed = file.path.suffix.lower() == ".gz"
+    source = _unpacked_to_disk(file) if is_packed else file.unpacked()
+    if not is_packed and source.read(4) != b"PAR1":
+        raise ValueError("it does not begin as a Parquet file does")
+    source.seek(0)
+    said = file.keep_open(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the file
+    child = file.keep_open(_Child(source, said))
     number = 0
-    with pq.ParquetFile(source) as table:
-        for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-            for row in batch.to_pylist():
-                number += 1
-                file.share = number / table.metadata.num_rows
-                yield number, row
+    try:
+        with pa.ipc.open_stream(child.out) as batches:
+            rows = int(batches.schema.metadata[ROWS_KEY.encode()])
+            for batch in batches:
+                for row in batch.to_pylist():
+                    number += 1
+                    file.share = min(1.0, number / max(1, rows))
+                    yield number, row
+    except (pa.ArrowInvalid, OSError):
+        child.check()  # it says better why there is no more
+        raise
+    child.check()
+
+
+class _Child(AbstractContextManager["_Child"]):
+    """``parquet_rows.py`` at work on an open file; ended with its reader."""
+
+    def __init__(self, source: IO[bytes], said: IO[bytes]) -> None:
+        root = str(Path(__file__).parent.parent.parent)
+        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._said = said
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "feedback_store.importers.parquet_rows"],
+            stdin=source.fileno(),
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**clean_environment(), **_SMALL, "PYTHONPATH": paths},
+        )
+        assert self._process.stdout is not None
+        self.out = self._process.stdout
+
+    def __exit__(self, *_: object) -> None:
+        self.out.close()
+        self._process.kill()
+        self._process.wait()
+
+    def check(self) -> None:
+        """Raise TooLarge or ValueError where it did not come to its end."""
+        self.out.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ENDING_S)
+        code = self._process.poll()
+        if code == 0:
+            return
+        self._said.seek(0)
+        reason = self._said.read(2_000).decode(errors="replace").strip()
+        if code == REFUSED and reason:
+            raise TooLarge(reason.rstrip("."))
+        if code == DAMAGED and reason:
+            raise ValueError(reason.rstrip("."))
+        raise ValueError(f"what unpacks it broke off (exit code {code}: {reason[-300:]})")
+
+
+def _unpacked_to_disk(file: _File) -> IO[bytes]:
+    """A ``.parquet.gz`` as a file of its own, which is gone when it is closed."""
+    unpacked = file.keep_open(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the file
+    source, size = file.unpacked(), 0
+    while content := source.read(2**20):
+        size += len(content)
+        if size > PACKED_PARQUET_BYTES:
+            raise TooLarge(f"it unpacks to more than {PACKED_PARQUET_BYTES:,} bytes, the limit. Unpack it yourself")
+        unpacked.write(content)
+    unpacked.flush()
+    return unpacked
 
 
 def _csv_rows(file: _File) -> Iterator[tuple[int, Any]]:
     """The rows below the header. A first row that ends with a time is no header: then each row is its cells."""
-    csv.field_size_limit(_MAX_CELL_CHARACTERS)
+    csv.field_size_limit(CELL_CHARACTERS)
     with io.TextIOWrapper(file.unpacked(), encoding="utf-8-sig", newline="") as text:
-        rows = (row for row in csv.reader(text, strict=True) if row)
+        rows = _csv_cells(text)
         header = next(rows, None)
         if header is None:
             return
@@ -269,12 +420,39 @@ def _csv_rows(file: _File) -> Iterator[tuple[int, Any]]:
             yield number, dict(zip(header, map(_cell, row), strict=True))
 
 
+def _csv_cells(text: io.TextIOWrapper) -> Iterator[list[str]]:
+    """The rows that are not empty. A row may have many lines; neither a line nor all of them go beyond the limit."""
+    length = number = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal length, number
+        while line := text.readline(ROW_BYTES + 1):
+            length, number = length + len(line), number + 1
+            check_rows(number, "lines")
+            if length > ROW_BYTES:
+                raise too_long("the row that ends in line", number, unit="characters")
+            yield line
+
+    try:
+        for row in csv.reader(lines(), strict=True):
+            length = 0
+            check_columns(len(row))
+            if row:
+                yield row
+    except csv.Error as error:
+        if "field larger than field limit" not in str(error):
+            raise
+        raise too_long("a cell in line", number, CELL_CHARACTERS, "characters") from error
+
+
 def _cell(value: str) -> Any:
     """A CSV cell; a list of messages comes as JSON in it."""
     if not value.startswith("[{"):
         return value
     try:
-        return json.loads(value)
+        return _parsed(value.encode("utf-8", "surrogatepass"))
+    except TooLarge:
+        raise
     except ValueError:
         return value
 
@@ -304,10 +482,14 @@ def _download(hub_id: str, endpoint: str | None, cache: Path | None) -> list[Pat
     api = HfApi(endpoint=endpoint)
     try:
         # dataset_info asks once; list_repo_files would try for 23 s before it says that the hub is out of reach.
-        siblings = api.dataset_info(hub_id, timeout=_HUB_TIMEOUT_S).siblings or []
+        siblings = api.dataset_info(hub_id, timeout=_HUB_TIMEOUT_S, files_metadata=True).siblings or []
         names = train_files([sibling.rfilename for sibling in siblings])
         if not names:
             raise BadImport(hub_id, "its train split is not clear from its file names. Download one file and name it.")
+        if (size := sum(sibling.size or 0 for sibling in siblings if sibling.rfilename in names)) > PACKED_BYTES:
+            raise BadImport(
+                hub_id, f"its train split has {size:,} bytes, the limit is {PACKED_BYTES:,}. Name one file."
+            )
         return [Path(api.hf_hub_download(hub_id, name, repo_type="dataset", cache_dir=cache)) for name in names]
     except HFValidationError as error:
         raise BadImport(hub_id, f"no data set of the hub can have that name ({error}).") from error

@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from feedback_store.private_files import new_files_private
 from trainer.command import training_arguments
 from trainer.launchers import TRAINING
 
@@ -32,6 +33,7 @@ class Worker:
     """One process of the child. An actor: Ray starts and ends its process."""
 
     def __init__(self, run_dir: str) -> None:
+        new_files_private()
         _print_to(Path(run_dir) / "log.txt")
 
     def address(self) -> tuple[str, int]:
@@ -64,6 +66,7 @@ class Worker:
 
 def main() -> None:
     """Get the workers, run them, and end them all as soon as one fails."""
+    new_files_private()
     import ray
     from ray.exceptions import RayError
     from ray.util.placement_group import placement_group

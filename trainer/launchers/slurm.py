@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+from feedback_store.clean_environment import clean_environment
 from feedback_store.durable import write_json
 from trainer.command import accelerate_launch, child_environment, training_arguments, write_accelerate_config
 from trainer.errors import LaunchFailed, TrainingUnavailable
@@ -27,6 +28,8 @@ from trainer.launchers import TRAINING, Job, Work
 
 ASK_EVERY_S = 3.0
 ANSWER_WITHIN_S = 20.0
+LOGIN = ("SLURM_JWT",)
+"""What Slurm's commands need to log in where its own keys do not; the job itself is not given it."""
 TERM_S, GONE_S = 5.0, 12.0
 CPUS_PER_PROCESS = {"cpu": 1, "gpu": 4}
 ENDED = {
@@ -140,6 +143,8 @@ def batch_script(work: Work) -> str:
             "#!/bin/bash",
             *(f"#SBATCH {directive}" for directive in directives),
             "set -eu",
+            f"unset {' '.join(LOGIN)}",
+            "umask 077",
             f"threads=$(( ${{SLURM_CPUS_PER_TASK:-{processes}}} / {processes} ))",
             "[ $threads -gt 0 ] || threads=1",
             "export threads",
@@ -194,6 +199,13 @@ def _queued(jobs: list[str]) -> bool:
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands; one that hangs or is missing counts as failed."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_WITHIN_S, check=False)
+        return subprocess.run(
+            command,
+            env=clean_environment(keep=LOGIN),
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_WITHIN_S,
+            check=False,
+        )
     except (subprocess.TimeoutExpired, OSError) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
