@@ -211,7 +211,7 @@ def walk(routes, mount):
     for route in routes:
         if isinstance(route, Mount):
             yield from walk(route.routes, mount + route.path)
-        elif route.name == "no such route":
+        elif getattr(route, "name", "") == "no such route":
             pass
         elif getattr(route, "methods", None):
             yield from ([method, mount, route.path] for method in route.methods)
