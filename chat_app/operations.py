@@ -220,7 +220,7 @@ class Operations:
         )
         self.metrics.watch(lambda: admission.decoding, lambda: admission.waiting, settings.data_dir)
         self.baking = Baking(settings, store, slot, self.metrics, self._take_back)
-        self.answers = Answers(store, slot, RATER, admission, self.metrics, watcher=self.baking)
+        self.answers = Answers(store, slot, self._rater, admission, self.metrics, watcher=self.baking)
         self.data = DataOperations(settings, store, RATER, self._cancel_active)
         self.watching = WatchingOperations(store, trainer, self.status)
         self.presets = load_presets(settings.data_dir / FILE)
