@@ -248,7 +248,7 @@ class Operations:
         )
         self.metrics.watch(lambda: admission.decoding, lambda: admission.waiting, settings.data_dir)
         self.baking = Baking(settings, store, slot, self.metrics, self._take_back)
-        self.answers = Answers(store, slot, RATER, admission, self.metrics, watcher=self.baking)
+        self.answers = Answers(store, slot, self._rater, admission, self.metrics, watcher=self.baking)
         self.gates = Gates()
         self.data = DataOperations(settings, store, RATER, self._cancel_active, self.gates)
         self.watching = WatchingOperations(store, trainer, self.status, self.gates)
