@@ -59,7 +59,7 @@ class RatePage:
 
         return settle
 
-    def settle(self, pick: PickChoice, pair_id: str, current: str) -> Updates:
+    def settle(self, pick: PickChoice, pair_id: str, current: str | None = None) -> Updates:
         """Store the pick and show the next pair; nothing of this one is revealed.
 
         The first pick on a pair stands. A second press for a pair that has made way for the next (`current`) by now
@@ -71,7 +71,7 @@ class RatePage:
             outcome = self.operations.settle_pair(pair_id, pick)
         except StoreError as error:
             raise refused(error) from error
-        if pair_id != current:
+        if current is not None and pair_id != current:
             return {self.note: f"{BLIND_SENTENCE} {WAITING}"}
         return self.next_pair(BLIND_SENTENCE if outcome.is_new else SETTLED)
 

@@ -45,7 +45,7 @@ _STACKED = re.compile(
     f"\ufe20-\ufe2f]{{{MARKS_IN_A_ROW}}})"
 )
 _LETTERS = re.compile(r"[^\x00-/:-@\[-`{-\x7f\s]+")
-_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+_MEANS_SOMETHING = re.compile(r"[!-+<-@\[-`{-~-]|:(?=//)|(?<=www)\.|(?<=\d)\.(?=\s|\Z)", re.IGNORECASE)
 _ADDRESS = re.compile(r"https?://[^\s<>\"'`(){}\[\]]*[^\s<>\"'`(){}\[\].,;:!?*_~]", re.IGNORECASE)
 _MAY_OPEN = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[A-Za-z0-9+#.-]{1,30}")
@@ -82,7 +82,7 @@ def visible(text: str) -> str:
 def inert(text: object) -> str:
     """A text in a sentence of ours: each sign that could mean something in Markdown or HTML becomes its number."""
     one_line = " ".join(visible(str(text)).split())
-    return _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", one_line)
+    return _MEANS_SOMETHING.sub(lambda found: f"&#{ord(found[0])};", one_line)
 
 
 def in_html(text: object) -> str:

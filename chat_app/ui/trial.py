@@ -120,10 +120,11 @@ class TrialSection:
             begun = await self.trials.start(version, share=share, reason="started on the admin page")
         except self.refusals as error:
             return self.look() | {self.message: f"**{inert(version)} is not on trial.** {inert(error)}"}
-        said = f"{version} is shown against {begun['champion']} in {begun['share']:.0%} of the pairs from now on."
+        champion = inert(begun["champion"])
+        said = f"{inert(version)} is shown against {champion} in {begun['share']:.0%} of the pairs from now on."
         if against := self.operations.against(version):
-            said = f"{said} In spite of this: {against}"
-        return self.look() | {self.message: inert(said)}
+            said = f"{said} In spite of this: {inert(against)}"
+        return self.look() | {self.message: said}
 
     async def stop_trial(self) -> Updates:
         """End the running trial; the champion stays."""

@@ -165,7 +165,7 @@ def test_each_tab_keeps_its_conversation(tabs: BrowserContext, server: Server) -
     expect(new.locator("#conversation")).not_to_contain_text("tab")
     say(new, "In a new tab")
     expect(new.locator("#stop")).to_be_disabled(timeout=SOON)
-    asked = "SELECT conversation_id, text FROM turns WHERE text LIKE '%first%' OR text LIKE '%tab%' ORDER BY created_at"
+    asked = "SELECT conversation_id, text FROM turns WHERE text LIKE 'In % tab' OR text = 'Once more in the first'"
     rows = server.post("/v1/query", {"sql": asked})["rows"]
     where = {text: conversation for conversation, text in rows}
     assert where["In the first tab"] == where["Once more in the first"]

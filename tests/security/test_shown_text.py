@@ -156,7 +156,8 @@ def test_what_cannot_be_seen_is_named_and_what_joins_letters_is_left() -> None:
 
 def test_a_piece_of_our_sentences_is_text_in_markdown_and_in_html() -> None:
     told = inert("**[x](y)** <b>\n\n# `1.` &lt; http://x | _a_ $$")
-    assert not re.search(r"[*\[\]()<>`_|$:.]", told)
+    assert not re.search(r"[*\[\]()<>`_|$]|://", told)
+    assert inert("1. www.example.com a@b.c - + 7.") == "1&#46; www&#46;example.com a&#64;b.c &#45; &#43; 7&#46;"
     assert "\n" not in told
     assert words(f"<p>{told}</p>") == "**[x](y)** <b> # `1.` &lt; http://x | _a_ $$"
 
