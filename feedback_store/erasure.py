@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from feedback_store.backup import discard_unfinished, opened, remove_backup, replace_file, rewrite_backup
+from feedback_store.bounded import load_json
 from feedback_store.copying import COPYING, copy_database
 from feedback_store.database import Cursor, Database
 from feedback_store.durable import read_json, sha256_of, sync, write_json
@@ -56,6 +57,7 @@ _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".npz", ".onnx")
 _OF_WEIGHTS = {"adapter", "model"}
 # No words of people, or another stage's: downloads, databases, what was learned.
 _UNSEARCHED = {"models", "backups", COPYING, *_OF_WEIGHTS, "checkpoints"}
+_MOST_JOB_BYTES = 2**31
 _one_erasure = threading.Lock()
 
 
@@ -160,8 +162,21 @@ def _erase(database: Database, data_dir: Path, rater: str, now: datetime) -> Era
 
 def unfinished_erasures(data_dir: Path) -> tuple[str, ...]:
     """Whose erasure was begun and not finished; erase them again."""
-    jobs = (read_json(path) for path in sorted(data_dir.glob(".erasing-*.json")))
+    jobs = (_read_job(path) for path in sorted(data_dir.glob(".erasing-*.json")))
     return tuple(job["rater"] for job in jobs if job)
+
+
+def _read_job(path: Path) -> dict[str, Any] | None:
+    """The file of an unfinished erasure, which may hold very many words; None where there is none."""
+    try:
+        job: dict[str, Any] = load_json(path, _MOST_JOB_BYTES, 8 * _MOST_JOB_BYTES)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreDamaged(
+            f"What is still to erase cannot be read ({error}). Remove {path} and erase again."
+        ) from error
+    return job
 
 
 def is_erased(cursor: Cursor) -> Callable[[str | None, str], bool]:
@@ -231,7 +246,7 @@ def _bury(database: Database, rater: str, moment: datetime, path: Path) -> tuple
     The last of the answer is whether the person is in the store.
     """
     with database.write(bulk=True), database.write() as cursor:
-        job = _Job(**(read_json(path) or {"rater": rater, "erased_at": moment.isoformat()}))
+        job = _Job(**(_read_job(path) or {"rater": rater, "erased_at": moment.isoformat()}))
         mark(cursor, [rater])
         collected = collect(cursor)
         counts = count(cursor)
@@ -343,7 +358,10 @@ def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
 
 def _is_regular(path: Path) -> bool:
     """No link, and no pipe or device, which would be read for ever."""
-    return stat.S_ISREG(path.lstat().st_mode)
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:  # it went with another file of an export
+        return False
 
 
 def _restate(manifest: Path) -> None:
@@ -400,7 +418,7 @@ def _other_databases(data_dir: Path, store_path: Path) -> list[Path]:
     return [
         path
         for path in sorted(data_dir.rglob("*.duckdb"))
-        if COPYING not in path.relative_to(data_dir).parts and not path.is_symlink() and not path.samefile(store_path)
+        if COPYING not in path.relative_to(data_dir).parts and _is_regular(path) and not path.samefile(store_path)
     ]
 
 
