@@ -24,7 +24,7 @@ from feedback_store.importers import PreferenceSource, read_preferences
 from feedback_store.importers.pairs import Choices
 from feedback_store.records import ImportResult, Preference, new_id
 
-BATCH_ROWS = 2000
+BATCH_ROWS = 250  # between two batches others get their turn: 2000 made a pick beside wait half as long again
 PAIRED = "preferences"
 UNPAIRED = "unpaired_preferences"
 _IMPORT_COLUMNS = "import_id, source, format, imported, duplicates, skipped, unpaired, why, examples"
