@@ -4,6 +4,7 @@ Where it sits: at the edge. A route checks the body, calls one method of `Operat
 become one JSON shape. Accounts do not exist yet, so every rater is `local` and the server listens on loopback only.
 """
 
+import asyncio
 import json
 import logging
 import math
@@ -508,6 +509,7 @@ def _feedback_routes(operations: Operations) -> APIRouter:
 
 def _loop_routes(operations: Operations) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["loop"])
+    starting = asyncio.Semaphore(1)
 
     @router.post("/snapshots")
     def snapshots(body: SnapshotBody | None = None) -> dict[str, Any]:
@@ -528,12 +530,15 @@ def _loop_routes(operations: Operations) -> APIRouter:
         return {"recipes": operations.recipes()}
 
     @router.post("/runs")
-    def start_run(body: RunBody | None = None) -> dict[str, Any]:
+    async def start_run(body: RunBody | None = None) -> dict[str, Any]:
         """Start a retrain; 409 with the active run where one runs. `dry_run`: only show its command, start nothing.
 
         `by`: who asks; needed with ZLOOP_APPROVAL=other.
         """
-        body = body or RunBody()
+        async with starting:  # whoever comes second waits, here and in no thread, and hears of the run that goes on
+            return await run_in_threadpool(_start_run, body or RunBody())
+
+    def _start_run(body: RunBody) -> dict[str, Any]:
         request = body.model_dump(exclude={"dry_run", "practice", "by"})
         if body.dry_run:
             return {"run_id": None, "command": operations.show_command(**request, practice_taste=body.practice)}

@@ -39,18 +39,19 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """The same as bytes. What is no file – a pipe, a device – is refused unread."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise TooMuch(f"{path} is not a regular file. Put a file in its place, or remove it.")
-        content = file.read(limit + 1)
+        content = file.read(min(limit, max(found.st_size, 2**16)) + 1)  # so much memory is taken at once
     if len(content) > limit:
         raise TooMuch(f"{path} is larger than {limit:,} bytes, the limit for a file of its kind. Make it smaller.")
     return content
 
 
-def load_json(path: Path, limit: int = JSON_BYTES) -> Any:
+def load_json(path: Path, limit: int = JSON_BYTES, memory: int = JSON_MEMORY) -> Any:
     """The value of a JSON file. Raises OSError, TooMuch, and ValueError where it is no JSON."""
     content = read_bytes(path, limit)
-    check_json(content, str(path))
+    check_json(content, str(path), memory)
     try:
         return json.loads(content)
     except RecursionError as error:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from feedback_store.backup import discard_unfinished, opened, remove_backup, replace_file, rewrite_backup
+from feedback_store.bounded import load_json
 from feedback_store.copying import COPYING, copy_database
 from feedback_store.database import Cursor, Database
 from feedback_store.durable import read_json, sha256_of, sync, write_json
@@ -66,6 +67,7 @@ _OF_WEIGHTS = {"adapter", "model"}
 _OF_THE_HOUSE = (".yaml", ".yml", ".toml", ".sh")
 # No words of people, or another stage's: downloads, databases, what was learned.
 _UNSEARCHED = {"models", "backups", COPYING, *_OF_WEIGHTS, "checkpoints"}
+_MOST_JOB_BYTES = 2**31
 _one_erasure = threading.Lock()
 
 
@@ -178,6 +180,19 @@ def unfinished_erasures(data_dir: Path) -> tuple[str, ...]:
     return tuple(job["rater"] for job in _jobs(data_dir).values())
 
 
+def _read_job(path: Path) -> dict[str, Any] | None:
+    """The file of an unfinished erasure, which may hold very many words; None where there is none."""
+    try:
+        job: dict[str, Any] = load_json(path, _MOST_JOB_BYTES, 8 * _MOST_JOB_BYTES)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreDamaged(
+            f"What is still to erase cannot be read ({error}). Remove {path} and erase again."
+        ) from error
+    return job
+
+
 def is_erased(cursor: Cursor) -> Callable[[str | None, str], bool]:
     """A question for imports: whether a row of the rater it names (None: nobody), with these contents, was erased."""
     tombstones = load_tombstones(cursor)
@@ -254,7 +269,7 @@ def _whom(database: Database, data_dir: Path, name: str) -> tuple[Person, Path]:
 
 def _jobs(data_dir: Path) -> dict[Path, dict[str, Any]]:
     """The erasures that were begun and not finished, as their files hold them."""
-    found = {path: read_json(path) for path in sorted(data_dir.glob(".erasing-*.json"))}
+    found = {path: _read_job(path) for path in sorted(data_dir.glob(".erasing-*.json"))}
     return {path: job for path, job in found.items() if job}
 
 
@@ -275,7 +290,7 @@ def _bury(database: Database, person: Person, moment: datetime, path: Path) -> t
     The last of the answer is whether the person is in the store.
     """
     with database.write(bulk=True), database.write() as cursor:
-        job = _Job(**(read_json(path) or {"rater": person.person_id, "erased_at": moment.isoformat()}))
+        job = _Job(**(_read_job(path) or {"rater": person.person_id, "erased_at": moment.isoformat()}))
         job.names = list(dict.fromkeys((person.label, person.name)))
         mark(cursor, [person])
         collected = collect(cursor)
@@ -389,7 +404,10 @@ def _searched(data_dir: Path, store_path: Path) -> Iterator[Path]:
 
 def _is_regular(path: Path) -> bool:
     """No link, and no pipe or device, which would be read for ever."""
-    return stat.S_ISREG(path.lstat().st_mode)
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:  # it went with another file of an export
+        return False
 
 
 def _restate(manifest: Path) -> None:
@@ -446,7 +464,7 @@ def _other_databases(data_dir: Path, store_path: Path) -> list[Path]:
     return [
         path
         for path in sorted(data_dir.rglob("*.duckdb"))
-        if COPYING not in path.relative_to(data_dir).parts and not path.is_symlink() and not path.samefile(store_path)
+        if COPYING not in path.relative_to(data_dir).parts and _is_regular(path) and not path.samefile(store_path)
     ]
 
 

@@ -27,7 +27,7 @@ from feedback_store.importers.pairs import Choices
 from feedback_store.people import ensure_people, label_of, load_salt, person_id_of
 from feedback_store.records import ImportResult, Preference, UnpairedPreference, new_id
 
-BATCH_ROWS = 2000
+BATCH_ROWS = 250  # between two batches others get their turn: 2000 made a pick beside wait half as long again
 PAIRED = "preferences"
 UNPAIRED = "unpaired_preferences"
 _IMPORT_COLUMNS = "import_id, source, format, imported, duplicates, skipped, unpaired, why, examples"

@@ -27,6 +27,7 @@ Not covered: starting and stopping processes (`launch.py`), when a child is star
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import threading
 import time
@@ -38,6 +39,8 @@ from typing import Any
 
 from feedback_store.durable import is_plain_name, new_directory, read_json, sync, write_json
 from trainer.errors import RunNotFound
+
+log = logging.getLogger(__name__)
 
 BEST = "best"
 
@@ -303,9 +306,17 @@ def new_run_id(now: datetime) -> str:
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
-    """All runs, newest first."""
-    found = [Run(path.parent) for path in runs_dir.glob("run_*/config.json")]
-    return sorted(found, key=lambda run: (run.config.created_at, run.run_id), reverse=True)
+    """All runs, newest first; one whose files cannot be read is left out, and said to be in the log."""
+    found: list[tuple[str, str, Run]] = []
+    for path in runs_dir.glob("run_*/config.json"):
+        run = Run(path.parent)
+        try:
+            created_at, _ = run.config.created_at, run.state
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("%s is left out: %s", run.directory, error)
+        else:
+            found.append((created_at, run.run_id, run))
+    return [run for *_, run in sorted(found, key=lambda one: one[:2], reverse=True)]
 
 
 def summary(evaluation: dict[str, Any]) -> dict[str, Any]:

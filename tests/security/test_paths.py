@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from server import ROOT, Server, environment, serving
 
-from chat_app.named_folders import NamedFolders, folder_name, lent, remove_expired, upload_name
-
 ROWS = [{"prompt": f"Name {number} things", "chosen": "good", "rejected": "bad"} for number in range(4)]
 
 
@@ -207,6 +205,8 @@ def test_an_older_data_directory_is_closed(tmp_path: Path) -> None:
 
 
 def test_uploads_that_nobody_took_expire(tmp_path: Path) -> None:
+    from chat_app.named_folders import remove_expired
+
     old, new = tmp_path / "uploads" / "a" / "old.jsonl", tmp_path / "uploads" / "b" / "new.jsonl"
     for path in (old, new):
         path.parent.mkdir(parents=True)
@@ -231,6 +231,8 @@ def test_the_server_removes_what_an_earlier_one_left(tmp_path: Path) -> None:
 
 
 def test_names_and_folders(tmp_path: Path) -> None:
+    from chat_app.named_folders import NamedFolders, folder_name, lent, upload_name
+
     (tmp_path / "in").mkdir()
     inside = written(tmp_path / "in" / "rows.jsonl", ROWS)
     folders = NamedFolders([tmp_path / "in", tmp_path / "not-there"])

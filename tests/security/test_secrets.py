@@ -12,8 +12,6 @@ import psutil
 import pytest
 from server import ROOT, environment, free_port
 
-from feedback_store.clean_environment import clean_environment
-
 SECRETS = {
     "ZLOOP_REMOTE_KEY": "value-of-remote-key",
     "ZLOOP_JUDGE_TOKEN": "value-of-judge-token",
@@ -45,6 +43,8 @@ def secrets_in(pid: int) -> list[str]:
 
 @pytest.mark.usefixtures("secretive")
 def test_what_a_child_is_given() -> None:
+    from feedback_store.clean_environment import clean_environment
+
     given = {**dict.fromkeys(NEEDED, "1"), **SECRETS}
     assert set(clean_environment(given)) == set(NEEDED)
     assert "SLURM_JWT" not in clean_environment({"SLURM_JWT": "x"})
