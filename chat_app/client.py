@@ -84,7 +84,8 @@ class Client:
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send one request; its JSON body. Raises `ApiRefused` for an error, `httpx.HTTPError` for no answer."""
-        return _result(self._runner.run(self._http.request(method, path, json=body)))
+        sent = {} if body is None and method != "GET" else body  # what changes something is sent as JSON, or refused
+        return _result(self._runner.run(self._http.request(method, path, json=sent)))
 
     def watch(
         self, method: str, path: str, body: dict[str, Any], looked_at: str, seen: Callable[[dict[str, Any]], None]

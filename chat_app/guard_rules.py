@@ -28,7 +28,7 @@ class Pace(Enum):
     """How often one address may ask: `(requests, seconds)`."""
 
     USUAL = (3_000, 10)
-    HEAVY = (120, 60)  # what reads or writes much, or starts a process
+    HEAVY = (300, 60)  # what reads or writes much
 
 
 class Body(Enum):
@@ -103,11 +103,11 @@ API = (
     # the loop
     _post("/v1/snapshots", pace=Pace.HEAVY),
     _get("/v1/recipes"),
-    _post("/v1/runs", pace=Pace.HEAVY),
+    _post("/v1/runs"),
     _get("/v1/runs"),
     _get("/v1/runs/{run_id}"),
     _post("/v1/runs/{run_id}/cancel"),
-    _post("/v1/runs/{run_id}/resume", pace=Pace.HEAVY),
+    _post("/v1/runs/{run_id}/resume"),
     _get("/v1/runs/{run_id}/metrics"),
     _get("/v1/runs/{run_id}/log"),
     _get("/v1/runs/{run_id}/report", opens_from_elsewhere=True),
@@ -121,14 +121,14 @@ API = (
     _get("/v1/worth"),
     # versions, trials, raters
     _get("/v1/versions"),
-    _post("/v1/versions/{version}/promote", pace=Pace.HEAVY),
-    _post("/v1/versions/{version}/serve", pace=Pace.HEAVY),
-    _post("/v1/versions/{version}/release", pace=Pace.HEAVY),
-    _post("/v1/rollback", pace=Pace.HEAVY),
+    _post("/v1/versions/{version}/promote"),
+    _post("/v1/versions/{version}/serve"),
+    _post("/v1/versions/{version}/release"),
+    _post("/v1/rollback"),
     _get("/v1/baking"),
     _get("/v1/proposals"),
     _post("/v1/proposals/{version}/dismiss"),
-    _post("/v1/trials", pace=Pace.HEAVY),
+    _post("/v1/trials"),
     _get("/v1/trials"),
     _get("/v1/trials/{trial_id}"),
     _post("/v1/trials/{trial_id}/stop"),

@@ -746,7 +746,13 @@ class Operations:
         force: bool = False,
     ) -> None:
         """Under the lock `_promoting`. See `promote`."""
-        known = await asyncio.to_thread(self._permitted, version, kind, force=force)
+        try:
+            known = await asyncio.to_thread(self._permitted, version, kind, force=force)
+        except Refused:
+            raise
+        except Exception:  # there is no such version, or it is damaged: the swap has failed
+            self.metrics.swapped(kind, ok=False, took_s=0.0)
+            raise
         watch = await asyncio.to_thread(self._watch_over, version, self.champion()) if bake else None
 
         def record() -> None:

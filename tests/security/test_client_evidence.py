@@ -348,7 +348,7 @@ def test_what_is_as_long_as_clients_want_it_opens_no_breaker(fault: str, message
 
 def test_more_tokens_than_the_model_can_have_are_refused_with_the_number(strict_gguf: Path, tmp_path: Path) -> None:
     with serving(tmp_path, model=strict_gguf, max_tokens=8) as server:
-        for wanted in (8193, 10**6, 10**7, 2**31, 10**30):
+        for wanted in (8193, 10**6, 10**7, 2**31, 2**62):
             status, body = server.refused(CHAT, {"messages": asked("U"), "max_tokens": wanted})
             assert (status, "max_tokens" in body["error"]["message"]) == (400, True)
             assert str(wanted) in body["error"]["message"]

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from chat_app.cli import app
 from chat_app.data import DataOperations
+from chat_app.gates import Gates
 from chat_app.ui.raters import raters_shown
 from feedback_store.durable import write_json
 from feedback_store.erasure import unfinished_erasures
@@ -449,6 +450,7 @@ def test_our_own_export_changes_nothing_here_and_keeps_everybody_elsewhere(
     labels = store.labels()
     data = DataOperations.__new__(DataOperations)
     data._store = store
+    data.gates = Gates()
     for format_ in ("trl", "csv", "kto"):
         file = tmp_path / f"export.{'csv' if format_ == 'csv' else 'jsonl'}"
         file.write_text("".join(data.export_lines(format_)), encoding="utf-8", newline="")
@@ -472,7 +474,7 @@ def test_our_own_export_changes_nothing_here_and_keeps_everybody_elsewhere(
 def test_raters_and_agreement_tell_the_same(tmp_path: Path, data_dir: Path) -> None:
     file = written(tmp_path / "rows.jsonl", crowd())
     with serving(data_dir, engine="scripted") as server:
-        assert server.post("/v1/imports", {"source": file})["imported"] == 200
+        assert server.post("/v1/imports", {"source": server.lend(file)})["imported"] == 200
         agreed, listed = server.get("/v1/agreement"), server.get("/v1/raters")
         assert (agreed["items"], agreed["votes"], agreed["contradictions"]) == (40, 200, 40)
         assert listed["agreement"] == {key: agreed[key] for key in listed["agreement"]}
@@ -573,10 +575,10 @@ def test_nasty_names_from_import_to_erasure_on_a_server(
     before = machine(data_dir)
     with serving(data_dir, engine="scripted") as server:
         named = 3 * len(NAMES)
-        said = server.post("/v1/imports", {"source": file})
+        said = server.post("/v1/imports", {"source": server.lend(file)})
         assert said["imported"] >= named, said
         assert said["imported"] + said["duplicates"] == len(rows)
-        assert server.post("/v1/imports", {"source": file})["imported"] == 0
+        assert server.post("/v1/imports", {"source": server.lend(file)})["imported"] == 0
         own = server.pair("What do I say myself?")
         server.post("/v1/picks", {"pair_id": own["pair_id"], "pick": "first"})
         listed = server.get("/v1/raters")
@@ -607,7 +609,7 @@ def test_nasty_names_from_import_to_erasure_on_a_server(
     with serving(data_dir, engine="scripted") as server:
         assert server.get("/v1/runs") == runs
         assert [one["rater"] for one in server.get("/v1/raters")["raters"]] == ["local"]
-        assert server.post("/v1/imports", {"source": file})["imported"] == 0
+        assert server.post("/v1/imports", {"source": server.lend(file)})["imported"] == 0
         check(server, before)
         assert server.post("/v1/erasures", {"rater": "local"})["counts"]["picks"] == 1
         assert server.get("/v1/raters")["raters"] == []

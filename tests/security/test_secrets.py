@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -57,8 +58,11 @@ def test_a_training_child_has_none(tmp_path: Path) -> None:
 
     child = _start(["-c", "import time; time.sleep(60)"], tmp_path, 1)
     try:
+        deadline = time.monotonic() + 60
+        while "OMP_NUM_THREADS=1" not in Path(f"/proc/{child.pid}/environ").read_text():  # until it is a program
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert secrets_in(child.pid) == []
-        assert "OMP_NUM_THREADS=1" in Path(f"/proc/{child.pid}/environ").read_text()
     finally:
         kill_tree(child.pid, child.start_time, tmp_path)
 

@@ -134,14 +134,14 @@ def test_two_names_of_one_limit_must_agree(server: Server) -> None:
     assert (status, body["error"]["param"]) == (400, "max_tokens")
 
 
-@pytest.mark.parametrize("wanted", [0, -1, 1_000_001, 10**30])
+@pytest.mark.parametrize("wanted", [0, -1, 1_000_001, 2**62])
 def test_a_limit_outside_its_bounds_is_refused_not_clamped(server: Server, wanted: int) -> None:
     for key in ("max_tokens", "max_completion_tokens"):
         status, body = server.refused(CHAT, {"messages": HELLO, key: wanted})
         assert (status, "from 1 to 1000000" in body["error"]["message"]) == (400, True)
 
 
-@pytest.mark.parametrize("body", [[], "text", 5, None, [HELLO], {"messages": "Hello"}, {"messages": [5]}], ids=str)
+@pytest.mark.parametrize("body", [[], "text", 5, [HELLO], {"messages": "Hello"}, {"messages": [5]}], ids=str)
 def test_a_body_of_another_shape_is_invalid(server: Server, body: Any) -> None:
     answer = server.http.post(CHAT, json=body)
     assert answer.status_code == 422, answer.text
