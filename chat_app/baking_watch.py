@@ -260,6 +260,8 @@ class Baking:
             self._watch.ratings[candidate_id] = rating
 
     def _see(self, watch: Watch, one: Answered, error: EngineError | None, *, engine_is_alive: bool) -> None:
+        if one.failed and error is None:  # it broke in our own code, which is no version's doing
+            return
         if error is not None and not is_its_fault(error, on_own_terms=one.on_own_terms):
             return
         watch.requests += one.failed or one.on_own_terms

@@ -95,6 +95,20 @@ def test_every_kind_of_fault_is_taken_back_and_no_swap_costs_an_answer(tmp_path:
     assert rescued[Fault.FAILS_AT_ONCE] >= 3
 
 
+def test_what_breaks_in_our_own_code_is_no_versions_doing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(operations: Operations) -> str:
+        await ask(operations, 30)
+        await operations.promote("v1")
+        monkeypatch.setattr(TurnStream, "_note_piece", lambda *_: 1 / 0)
+        for _ in range(10):
+            with suppress(ZeroDivisionError):
+                await operations.answers.answer(QUESTION, ASKED, Asker("me"))
+        await operations.answers.settled()
+        return state_of(operations)
+
+    assert run(tmp_path, {}, work) == "watching"
+
+
 def test_it_is_written_down_for_good_and_shown_everywhere(tmp_path: Path) -> None:
     async def work(operations: Operations) -> list[TurnStream]:
         await ask(operations, 30)

@@ -67,7 +67,7 @@ def mount_pages(app: FastAPI, operations: Operations, refusals: tuple[type[Excep
     Gradio keeps what is uploaded in GRADIO_TEMP_DIR, which must be set before this.
     """
     keys = theme.key_script()
-    _mount(app, build_admin(operations, refusals), "/admin")
+    _mount(app, build_admin(operations, refusals), "/admin", head=keys)
     _mount(app, build_rate(operations), "/rate", head=keys)
     _mount(app, build_chat(operations), "/", head=keys)
     app.add_middleware(ContentSecurity)
