@@ -33,7 +33,7 @@ from chat_app.checked_requests import CHECKED
 from chat_app.error_shape import error_response
 from chat_app.gradio_events import Event, event_problem
 from chat_app.guard_rules import MIB, RULES, Body, Rule
-from chat_app.request_text import BadText, check_json, check_path
+from chat_app.request_text import LONGEST_TEXT, BadText, check_json, check_path
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,8 @@ class Guard:
                 raise Refusal(408, f"The body did not arrive within {BODY_S:.0f} s.") from None
             body = b"".join(pieces)
             del pieces
-            value = check_json(body) if body else None
+            # A page itself says what is too long for it, in its own words; to Gradio a refusal here is an error.
+            value = check_json(body, rule.max_bytes if rule.is_event else LONGEST_TEXT) if body else None
             if rule.is_event:
                 await self._admit_event(scope["path"], value, address)
             await self._app(scope, _replayed(body, receive), send)

@@ -154,7 +154,7 @@ def _page(mount: str) -> tuple[Rule, ...]:
         _get(f"{events}/theme.css"),
         _get(f"{events}/heartbeat/{{session}}", is_stream=True),
         _get(f"{events}/queue/data", is_stream=True),
-        Rule(("POST",), f"{events}/queue/join", (Body.JSON,), TEXT_BYTES, is_event=True),
+        Rule(("POST",), f"{events}/queue/join", (Body.JSON,), CONVERSATION_BYTES, is_event=True),
         Rule(("POST",), f"{events}/cancel", (Body.JSON,), JSON_BYTES),
         *(uploads if mount == ADMIN else ()),
     )

@@ -40,8 +40,11 @@ class BadText(Exception):
         self.status = status
 
 
-def check_json(body: bytes) -> Any:
-    """The value of a JSON body. Raises BadText where it is none, or holds what no field can hold."""
+def check_json(body: bytes, longest: int = LONGEST_TEXT) -> Any:
+    """The value of a JSON body. Raises BadText where it is none, or holds what no field can hold.
+
+    `longest` bounds each text, in characters.
+    """
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -56,7 +59,7 @@ def check_json(body: bytes) -> Any:
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}. Mend it."
         ) from None
     for place, one in _texts(value):
-        check_text(one, ".".join(place))
+        check_text(one, ".".join(place), longest)
     return value
 
 

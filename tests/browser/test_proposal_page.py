@@ -60,7 +60,8 @@ def test_a_proposal_is_approved_by_another_and_the_next_one_dismissed(browser: B
         expect(page.locator("#proposals")).to_be_empty()
         expect(page.locator("#strength svg.zl-wide")).to_be_visible()
     with FeedbackStore.open(tmp_path / "store.duckdb") as store:
-        assert [(one.version, one.by) for one in store.load_promotions()] == [(proposed, "ben")]
+        labels = store.labels()
+        assert [(one.version, labels[one.by]) for one in store.load_promotions()] == [(proposed, "ben")]
         assert {one.version: one.state for one in store.load_proposals()}["v3"] == "dismissed"
 
 
