@@ -1,0 +1,1 @@
+"""What people see: pages, HTTP routes, commands, and the engines that answer."""
